@@ -1,0 +1,121 @@
+//! The contract's reader over [`Decoder`].
+
+use crate::decode::{Decoded, Decoder, Next, ReadAt};
+use crate::format::name_hash;
+use keepwell_sdk::archive::{Archive, Bytes, Entry, Event, Node, Walk};
+use keepwell_sdk::{EntryKind, Failure};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+impl ReadAt for Bytes {
+    fn read_at(&self, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+        Bytes::read_at(self, offset, length)
+    }
+    fn size(&self) -> Option<u64> {
+        Bytes::size(self)
+    }
+}
+
+pub struct PxarArchive(Rc<Decoder<Bytes>>);
+
+impl PxarArchive {
+    /// Where a directory's table ends.
+    fn end_of(&self, directory: Node) -> Result<u64, Failure> {
+        match (directory.end, directory.at) {
+            (0, 0) => self.0.size().ok_or(Failure::Unsupported("a pxar archive in a pipe".into())),
+            (0, at) => Err(Failure::Invalid(format!("directory {at} comes from a walk"))),
+            (end, _) => Ok(end),
+        }
+    }
+
+    /// The child that begins at `start`; `end` is where its table says that it ends.
+    fn entry(&self, start: u64, end: u64) -> Result<Entry, Failure> {
+        match self.0.next(start)? {
+            Next::Entry(decoded) => {
+                let mut entry = decoded.entry;
+                entry.node.end = end;
+                Ok(entry)
+            }
+            Next::End { .. } => Err(Failure::Corrupt(format!("pxar archive: no entry at {start}"))),
+        }
+    }
+}
+
+impl Archive for PxarArchive {
+    type Walk = PxarWalk;
+
+    fn open(mut streams: Vec<Bytes>) -> Result<Self, Failure> {
+        match (streams.pop(), streams.len()) {
+            (Some(stream), 0) => Ok(Self(Rc::new(Decoder::new(stream)))),
+            _ => Err(Failure::Unsupported("split pxar archives come with a later version".into())),
+        }
+    }
+
+    fn root(&self) -> Result<Entry, Failure> {
+        Ok(self.0.root()?.entry)
+    }
+
+    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Vec<Entry>, Failure> {
+        let (_, mut rows) = self.0.table(self.end_of(dir)?)?;
+        rows.sort_unstable_by_key(|row| row.start);
+        let rest = rows.iter().filter(|row| after.is_none_or(|after| row.start > after.at));
+        rest.take(max as usize).map(|row| self.entry(row.start, row.end)).collect()
+    }
+
+    fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {
+        let hash = name_hash(name);
+        let (_, rows) = self.0.table(self.end_of(directory)?)?;
+        for row in rows.iter().filter(|row| row.hash == hash) {
+            let entry = self.entry(row.start, row.end)?;
+            if entry.name == name {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk(&self) -> Result<PxarWalk, Failure> {
+        let Decoded { next, .. } = self.0.root()?;
+        let place = Place { next, depth: 1 };
+        Ok(PxarWalk { decoder: self.0.clone(), place: RefCell::new(place) })
+    }
+}
+
+struct Place {
+    next: u64,
+    /// directories entered and not left; 0 at the end
+    depth: u64,
+}
+
+pub struct PxarWalk {
+    decoder: Rc<Decoder<Bytes>>,
+    place: RefCell<Place>,
+}
+
+impl Walk for PxarWalk {
+    fn next(&self, max: u32) -> Result<Vec<Event>, Failure> {
+        let mut place = self.place.borrow_mut();
+        let mut events = Vec::new();
+        while events.len() < max as usize && place.depth > 0 {
+            match self.decoder.next(place.next)? {
+                Next::End { next } => {
+                    place.next = next;
+                    place.depth -= 1;
+                    if place.depth > 0 {
+                        events.push(Event::Leave);
+                    }
+                }
+                Next::Entry(decoded) => {
+                    place.next = decoded.next;
+                    if decoded.entry.metadata.kind == EntryKind::Directory {
+                        place.depth += 1;
+                        events.push(Event::Enter(decoded.entry));
+                    } else {
+                        events.push(Event::Leaf(decoded.entry));
+                    }
+                }
+            }
+        }
+        Ok(events)
+    }
+}

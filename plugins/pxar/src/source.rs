@@ -1,0 +1,473 @@
+//! Walks a tree and says what its archive is made of: shared/spec/pxar.md §3 to §5, §8 to §10.
+//!
+//! Children are in byte order of their names. The walk keeps one frame for each open directory and
+//! no recursion, so depth costs memory only.
+
+use crate::encode::{self, Omit};
+use crate::exclude::{Excludes, Marks};
+use crate::format::{self, GoodbyeRow, HEADER_BYTES};
+use keepwell_sdk::archive::{
+    Borders, Chunking, Directory, Examined, File, Listed, Omission, Opened, Origin, Request,
+    Stream, Summary, catalog_add, catalog_enter, catalog_leave, open_stream, skipped,
+};
+use keepwell_sdk::options::{flag, number, values};
+use keepwell_sdk::{EntryKind, Failure, Level, OptionValue, Timestamp, log};
+use std::collections::{HashMap, VecDeque};
+
+/// Names asked for at a time.
+const LIST_BATCH: u32 = 512;
+/// Children opened at a time: descriptors are scarce.
+const OPEN_BATCH: usize = 32;
+/// Items collected before they are handed over.
+const WRITE_BATCH_BYTES: usize = 32 << 10;
+/// Records the patterns of the command line, always last in the root: spec §10.
+const EXCLUDE_RECORD: &[u8] = b".pxarexclude-cli";
+
+/// What the options ask for.
+struct Settings {
+    omit: Omit,
+    skip_large_xattrs: bool,
+    no_devices: bool,
+    no_fifos: bool,
+    no_sockets: bool,
+    larger_than: Option<u64>,
+    marks: Marks,
+}
+
+impl Settings {
+    fn new(options: &[OptionValue]) -> Self {
+        Self {
+            omit: Omit {
+                xattrs: flag(options, "no-xattrs"),
+                fcaps: flag(options, "no-fcaps"),
+                acls: flag(options, "no-acls"),
+            },
+            skip_large_xattrs: flag(options, "skip-e2big-xattr"),
+            no_devices: flag(options, "no-device-nodes"),
+            no_fifos: flag(options, "no-fifos"),
+            no_sockets: flag(options, "no-sockets"),
+            larger_than: number(options, "exclude-larger-than"),
+            marks: Marks {
+                caches: flag(options, "exclude-caches"),
+                names: values(options, "exclude-if-present").map(<[u8]>::to_vec).collect(),
+            },
+        }
+    }
+
+    fn drops(&self, kind: EntryKind) -> bool {
+        match kind {
+            EntryKind::BlockDevice | EntryKind::CharacterDevice => self.no_devices,
+            EntryKind::Fifo => self.no_fifos,
+            EntryKind::Socket => self.no_sockets,
+            _ => false,
+        }
+    }
+}
+
+/// An open directory.
+struct Frame {
+    name: Vec<u8>,
+    handle: Directory,
+    device: u64,
+    /// of its FILENAME; of its ENTRY in the root
+    start: u64,
+    entry_start: u64,
+    rows: Vec<GoodbyeRow>,
+    pending: VecDeque<Listed>,
+    listed_all: bool,
+    /// entries met here, for the limit
+    entries: u64,
+    /// length of the pattern list before this directory's own
+    patterns: u32,
+    /// only this name is archived: a marked directory
+    only: Option<Vec<u8>>,
+}
+
+struct Walk {
+    out: Emitter,
+    frames: Vec<Frame>,
+    excludes: Excludes,
+    settings: Settings,
+    borders: Borders,
+    root_device: u64,
+    entries_max: u64,
+    entries_open: u64,
+    entries_total: u64,
+    /// first name of each inode that has several: its FILENAME position and path
+    links: HashMap<(u64, u64), (u64, Vec<u8>)>,
+}
+
+/// Collects items and keeps the position.
+struct Emitter {
+    stream: Stream,
+    position: u64,
+    buffer: Vec<u8>,
+}
+
+impl Emitter {
+    /// Position of the next byte.
+    fn position(&self) -> u64 {
+        self.position + self.buffer.len() as u64
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        if !self.buffer.is_empty() {
+            self.stream.write(&self.buffer)?;
+            self.position += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    fn flush_if_large(&mut self) -> Result<(), Failure> {
+        if self.buffer.len() >= WRITE_BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn splice(&mut self, file: &File, length: u64) -> Result<(), Failure> {
+        self.flush()?;
+        self.stream.splice(file, 0, length)?;
+        self.position += length;
+        Ok(())
+    }
+}
+
+/// Makes the archive.
+pub fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    let Origin::Directory(root) = origin else {
+        return Err(Failure::Unsupported("a pxar archive is made of a directory".into()));
+    };
+    let examined = root.examine()?;
+    if is_virtual(examined.identity.filesystem) {
+        return Err(Failure::Unsupported("refusing to backup a virtual file system".into()));
+    }
+    let suffix = format!(".{}", request.archive_extension);
+    let stream = open_stream(&suffix, Chunking::ContentDefined, None)?;
+    let mut walk = Walk {
+        out: Emitter { stream, position: 0, buffer: Vec::new() },
+        frames: Vec::new(),
+        excludes: Excludes::from_options(&request.options)?,
+        settings: Settings::new(&request.options),
+        borders: request.borders,
+        root_device: examined.identity.device,
+        entries_max: request.entries_max,
+        entries_open: 0,
+        entries_total: 0,
+        links: HashMap::new(),
+    };
+    walk.enter(Vec::new(), root, &examined, 0)?;
+    while !walk.frames.is_empty() {
+        walk.step()?;
+    }
+    walk.out.flush()?;
+    Ok(Summary { entries: walk.entries_total })
+}
+
+impl Walk {
+    /// The path of the directory on top, without slashes.
+    fn path(&self) -> Vec<Vec<u8>> {
+        self.frames.iter().skip(1).map(|frame| frame.name.clone()).collect()
+    }
+
+    fn path_of(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        let mut path = self.path();
+        path.push(name.to_vec());
+        path
+    }
+
+    /// Writes a directory's own items and puts it on top. Its patterns count from here.
+    fn enter(
+        &mut self,
+        name: Vec<u8>,
+        handle: Directory,
+        examined: &Examined,
+        start: u64,
+    ) -> Result<(), Failure> {
+        let is_root = self.frames.is_empty();
+        self.accept_incomplete(&name, examined)?;
+        let entry_start = self.out.position();
+        encode::entry(&mut self.out.buffer, &examined.metadata, self.settings.omit);
+        let mut frame = Frame {
+            name,
+            handle,
+            device: examined.identity.device,
+            start,
+            entry_start,
+            rows: Vec::new(),
+            pending: VecDeque::new(),
+            listed_all: false,
+            entries: 0,
+            patterns: self.excludes.size(),
+            only: None,
+        };
+        if !is_root && self.is_skipped_mount(examined) {
+            frame.listed_all = true;
+            let path = self.path_of(&frame.name);
+            skipped(&path, Omission::MountPoint, "");
+        } else if let Some(mark) = self.settings.marks.found_in(&frame.handle)? {
+            skipped(&self.path_of(&frame.name), Omission::Marked, &String::from_utf8_lossy(&mark));
+            frame.only = Some(mark);
+        }
+        if !is_root {
+            catalog_enter(&frame.name);
+        }
+        let path = if is_root { Vec::new() } else { self.path_of(&frame.name) };
+        if !frame.listed_all {
+            self.excludes.read_file_of(&frame.handle, &path);
+        }
+        self.frames.push(frame);
+        self.out.flush_if_large()
+    }
+
+    fn is_skipped_mount(&self, examined: &Examined) -> bool {
+        let device = examined.identity.device;
+        let crossed = self.frames.last().is_some_and(|parent| parent.device != device);
+        crossed
+            && (is_virtual(examined.identity.filesystem)
+                || match &self.borders {
+                    Borders::CrossAll => false,
+                    Borders::Stay => device != self.root_device,
+                    Borders::CrossListed(devices) => {
+                        device != self.root_device && !devices.contains(&device)
+                    }
+                })
+    }
+
+    /// Handles the next children of the directory on top, or leaves it.
+    fn step(&mut self) -> Result<(), Failure> {
+        self.fill_pending()?;
+        let Some(frame) = self.frames.last_mut() else {
+            return Ok(());
+        };
+        match frame.pending.front() {
+            None => self.leave(),
+            Some(next) if next.kind == EntryKind::Directory => {
+                let name = std::mem::take(&mut frame.pending[0].name);
+                frame.pending.pop_front();
+                self.child_directory(name)
+            }
+            Some(_) => {
+                let is_leaf = |child: &&Listed| child.kind != EntryKind::Directory;
+                let run = frame.pending.iter().take_while(is_leaf).take(OPEN_BATCH).count();
+                let batch: Vec<Listed> = frame.pending.drain(..run).collect();
+                self.leaves(&batch)
+            }
+        }
+    }
+
+    /// Reads names until some are left over from the excludes, or all are read.
+    fn fill_pending(&mut self) -> Result<(), Failure> {
+        let path = self.path();
+        let is_root = path.is_empty();
+        let Some(frame) = self.frames.last_mut() else {
+            return Ok(());
+        };
+        while frame.pending.is_empty() && !frame.listed_all {
+            let listed = frame.handle.read(LIST_BATCH)?;
+            frame.listed_all = listed.is_empty();
+            let kept = self.excludes.keep(&path, listed).into_iter().filter(|child| {
+                !(is_root && child.name == EXCLUDE_RECORD)
+                    && !self.settings.drops(child.kind)
+                    && frame.only.as_ref().is_none_or(|only| *only == child.name)
+            });
+            frame.pending.extend(kept);
+            frame.entries += frame.pending.len() as u64;
+            self.entries_open += frame.pending.len() as u64;
+            self.entries_total += frame.pending.len() as u64;
+        }
+        if self.entries_open > self.entries_max {
+            let problem =
+                format!("exceeded allowed number of file entries (> {})", self.entries_max);
+            return Err(Failure::Invalid(problem));
+        }
+        Ok(())
+    }
+
+    fn child_directory(&mut self, name: Vec<u8>) -> Result<(), Failure> {
+        let Some(frame) = self.frames.last() else {
+            return Ok(());
+        };
+        match frame.handle.open_directory(&name) {
+            Ok((handle, examined)) => {
+                let start = self.out.position();
+                encode::filename(&mut self.out.buffer, &name);
+                self.enter(name, handle, &examined, start)
+            }
+            Err(failure) => self.omit(&name, failure),
+        }
+    }
+
+    fn leaves(&mut self, batch: &[Listed]) -> Result<(), Failure> {
+        let Some(frame) = self.frames.last() else {
+            return Ok(());
+        };
+        for (child, opened) in batch.iter().zip(frame.handle.open_children(batch)) {
+            match opened {
+                Ok(opened) => self.leaf(&child.name, opened)?,
+                Err(failure) => self.omit(&child.name, failure)?,
+            }
+        }
+        self.out.flush_if_large()
+    }
+
+    /// Reports an entry that can't be archived; other failures end the backup.
+    fn omit(&mut self, name: &[u8], failure: Failure) -> Result<(), Failure> {
+        let (why, detail) = match failure {
+            Failure::Denied(detail) => (Omission::Denied, detail),
+            Failure::NotFound(detail) => (Omission::Vanished, detail),
+            Failure::Unsupported(detail) => (Omission::Unsupported, detail),
+            other => return Err(other),
+        };
+        skipped(&self.path_of(name), why, &detail);
+        Ok(())
+    }
+
+    fn accept_incomplete(&self, name: &[u8], examined: &Examined) -> Result<(), Failure> {
+        match &examined.incomplete {
+            Some(problem) if !self.settings.skip_large_xattrs => {
+                let path = self.path_of(name).join(&b'/');
+                Err(Failure::Unsupported(format!(
+                    "{}: {problem}; use --skip-e2big-xattr to leave them out",
+                    String::from_utf8_lossy(&path)
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn leaf(&mut self, name: &[u8], opened: Opened) -> Result<(), Failure> {
+        let metadata = &opened.examined.metadata;
+        let too_large = self.settings.larger_than.is_some_and(|limit| metadata.size > limit);
+        if too_large && metadata.kind == EntryKind::File {
+            let detail = format!("{} bytes", metadata.size);
+            skipped(&self.path_of(name), Omission::TooLarge, &detail);
+            return Ok(());
+        }
+        self.accept_incomplete(name, &opened.examined)?;
+        let start = self.out.position();
+        encode::filename(&mut self.out.buffer, name);
+        let linked = self.write_hard_link(name, &opened.examined, start);
+        if !linked {
+            encode::entry(&mut self.out.buffer, metadata, self.settings.omit);
+        }
+        match &opened.handle {
+            Some(file) if metadata.kind == EntryKind::File && !linked => {
+                encode::header(&mut self.out.buffer, format::PAYLOAD, metadata.size);
+                if metadata.size > 0 {
+                    self.out.splice(file, metadata.size)?;
+                }
+            }
+            _ => {}
+        }
+        catalog_add(name, metadata.kind, linked, metadata.size, metadata.modified);
+        let row = GoodbyeRow { hash: format::name_hash(name), start, end: self.out.position() };
+        if let Some(frame) = self.frames.last_mut() {
+            frame.rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// Writes a link to an inode met before; remembers one that may be met again.
+    fn write_hard_link(&mut self, name: &[u8], examined: &Examined, start: u64) -> bool {
+        let identity = examined.identity;
+        if examined.metadata.kind != EntryKind::File || identity.links < 2 {
+            return false;
+        }
+        let inode = (identity.device, identity.inode);
+        if let Some((target_start, target_path)) = self.links.get(&inode) {
+            encode::hard_link(&mut self.out.buffer, start - target_start, target_path);
+            return true;
+        }
+        let path = self.path_of(name).join(&b'/');
+        self.links.insert(inode, (start, path));
+        false
+    }
+
+    /// Ends the directory on top: goodbye table, catalog, and its row in the parent's table.
+    fn leave(&mut self) -> Result<(), Failure> {
+        if self.frames.len() == 1 {
+            self.write_exclude_record()?;
+        }
+        let Some(frame) = self.frames.pop() else {
+            return Ok(());
+        };
+        let position = self.out.position();
+        encode::goodbye(&mut self.out.buffer, frame.rows, frame.entry_start, position);
+        self.excludes.truncate(frame.patterns);
+        self.entries_open -= frame.entries;
+        if let Some(parent) = self.frames.last_mut() {
+            catalog_leave();
+            let hash = format::name_hash(&frame.name);
+            let end = self.out.position();
+            parent.rows.push(GoodbyeRow { hash, start: frame.start, end });
+        }
+        self.out.flush_if_large()
+    }
+
+    fn write_exclude_record(&mut self) -> Result<(), Failure> {
+        let text = self.excludes.record();
+        if text.is_empty() {
+            return Ok(());
+        }
+        let modified = Timestamp { seconds: 0, nanoseconds: 0 };
+        let metadata = keepwell_sdk::Metadata {
+            kind: EntryKind::File,
+            mode: 0o600,
+            owner: 0,
+            group: 0,
+            modified,
+            size: text.len() as u64,
+            inode_flags: 0,
+            fat_attributes: 0,
+            project: None,
+            device: None,
+            link_target: None,
+            extended: Vec::new(),
+        };
+        let start = self.out.position();
+        encode::filename(&mut self.out.buffer, EXCLUDE_RECORD);
+        encode::entry(&mut self.out.buffer, &metadata, Omit::default());
+        encode::header(&mut self.out.buffer, format::PAYLOAD, metadata.size);
+        self.out.buffer.extend(text);
+        catalog_add(EXCLUDE_RECORD, EntryKind::File, false, metadata.size, modified);
+        let hash = format::name_hash(EXCLUDE_RECORD);
+        let row = GoodbyeRow { hash, start, end: self.out.position() };
+        if let Some(root) = self.frames.first_mut() {
+            root.rows.push(row);
+        }
+        Ok(())
+    }
+}
+
+/// File systems that hold no data of their own: spec §9.
+fn is_virtual(magic: u64) -> bool {
+    const VIRTUAL: [u64; 19] = [
+        0x42494e4d, // binfmt_misc
+        0x0027e0eb, // cgroup
+        0x63677270, // cgroup2
+        0x62656570, // configfs
+        0x64626720, // debugfs
+        0x1cd1,     // devpts
+        0xde5e81e4, // efivarfs
+        0x65735543, // fusectl
+        0x958458f6, // hugetlbfs
+        0x19800202, // mqueue
+        0x6e667364, // nfsd
+        0x9fa0,     // proc
+        0x6165676c, // pstore
+        0x67596969, // rpc_pipefs
+        0x73636673, // securityfs
+        0xf97cff8c, // selinuxfs
+        0x43415d53, // smackfs
+        0x62656572, // sysfs
+        0x74726163, // tracefs
+    ];
+    VIRTUAL.contains(&magic)
+}
+
+/// Tells the user of something in a directory.
+pub(crate) fn warn(path: &[Vec<u8>], text: &str) {
+    let path = path.join(&b'/');
+    log(Level::Warning, &format!("bad pattern in {:?}: {text}", String::from_utf8_lossy(&path)));
+}
+
+const _: () = assert!(HEADER_BYTES == 16);
