@@ -13,14 +13,14 @@ const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
 const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
 
 /// The patterns in force, those of the command line first.
-pub struct Excludes {
+pub(crate) struct Excludes {
     list: PatternList,
     size: u32,
     record: Vec<u8>,
 }
 
 impl Excludes {
-    pub fn from_options(options: &[OptionValue]) -> Result<Self, Failure> {
+    pub(crate) fn from_options(options: &[OptionValue]) -> Result<Self, Failure> {
         let mut excludes = Self { list: PatternList::new(), size: 0, record: Vec::new() };
         let lost = flag(options, "skip-lost-and-found").then_some(&b"lost+found"[..]);
         for pattern in values(options, "exclude").chain(lost) {
@@ -35,15 +35,15 @@ impl Excludes {
     }
 
     /// Content of `.pxarexclude-cli`.
-    pub fn record(&self) -> &[u8] {
+    pub(crate) fn record(&self) -> &[u8] {
         &self.record
     }
 
-    pub fn size(&self) -> u32 {
+    pub(crate) fn size(&self) -> u32 {
         self.size
     }
 
-    pub fn truncate(&mut self, size: u32) {
+    pub(crate) fn truncate(&mut self, size: u32) {
         if size < self.size {
             self.list.truncate(size);
             self.size = size;
@@ -51,7 +51,7 @@ impl Excludes {
     }
 
     /// Children of `directory` that no pattern excludes.
-    pub fn keep(&self, directory: &[Vec<u8>], children: Vec<Listed>) -> Vec<Listed> {
+    pub(crate) fn keep(&self, directory: &[Vec<u8>], children: Vec<Listed>) -> Vec<Listed> {
         if self.size == 0 || children.is_empty() {
             return children;
         }
@@ -61,7 +61,7 @@ impl Excludes {
     }
 
     /// Appends the patterns of the directory's `.pxarexclude`, where it has a readable one.
-    pub fn read_file_of(&mut self, directory: &Directory, path: &[Vec<u8>]) {
+    pub(crate) fn read_file_of(&mut self, directory: &Directory, path: &[Vec<u8>]) {
         let Some(text) = read_control_file(directory, EXCLUDE_FILE) else {
             return;
         };
@@ -106,15 +106,15 @@ fn read_control_file(directory: &Directory, name: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Files whose presence says: leave out what is in this directory.
-pub struct Marks {
+pub(crate) struct Marks {
     /// CACHEDIR.TAG with its signature
-    pub caches: bool,
-    pub names: Vec<Vec<u8>>,
+    pub(crate) caches: bool,
+    pub(crate) names: Vec<Vec<u8>>,
 }
 
 impl Marks {
     /// The mark that `directory` bears, if any; the mark itself is archived.
-    pub fn found_in(&self, directory: &Directory) -> Result<Option<Vec<u8>>, Failure> {
+    pub(crate) fn found_in(&self, directory: &Directory) -> Result<Option<Vec<u8>>, Failure> {
         if self.caches
             && let Some(tag) = open_control_file(directory, CACHE_TAG)
             && tag.read_at(0, CACHE_SIGNATURE.len() as u32)? == CACHE_SIGNATURE

@@ -132,7 +132,7 @@ impl Emitter {
 }
 
 /// Makes the archive.
-pub fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
     let Origin::Directory(root) = origin else {
         return Err(Failure::Unsupported("a pxar archive is made of a directory".into()));
     };

@@ -1,0 +1,251 @@
+//! Chunks in a directory: `.chunks/abcd/<digest>`. Spec: formats.md §4.
+
+use crate::layout::{CHUNK_DIRS, Layout};
+use crate::{ChunkStore, Result, StoreError};
+use keepwell_model::{Blob, BlobKind, ChunkDigest, SealedChunk, StoredChunk};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Chunks of one datastore.
+#[derive(Clone, Debug)]
+pub struct DirChunks {
+    layout: Layout,
+    keeper: Keeper,
+}
+
+/// Whom new files belong to: the owner of the store, when we are root and it is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Keeper(Option<(u32, u32)>);
+
+impl Keeper {
+    pub(crate) fn of(root: &Path) -> Result<Self> {
+        let metadata = fs::metadata(root).map_err(io("examine", root))?;
+        let owner = (metadata.uid(), metadata.gid());
+        let is_root = rustix::process::geteuid().is_root();
+        Ok(Self((is_root && owner != (0, 0)).then_some(owner)))
+    }
+
+    pub(crate) fn own_file(self, file: impl AsFd, path: &Path) -> Result<()> {
+        let Some((uid, gid)) = self.0 else { return Ok(()) };
+        std::os::unix::fs::fchown(file, Some(uid), Some(gid)).map_err(io("change owner of", path))
+    }
+
+    pub(crate) fn own_path(self, path: &Path) -> Result<()> {
+        let Some((uid, gid)) = self.0 else { return Ok(()) };
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(io("change owner of", path))
+    }
+}
+
+pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+/// A name that nobody else uses: formats.md §4.
+pub(crate) fn temporary_suffix() -> String {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    // Names are created exclusively: random letters only make collisions rare.
+    let mut random = [0; 6];
+    let _ = getrandom::fill(&mut random);
+    random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect()
+}
+
+impl DirChunks {
+    /// Opens the chunks of an existing store.
+    pub(crate) fn open(layout: Layout) -> Result<Self> {
+        if !layout.chunks().is_dir() {
+            return Err(StoreError::NotAStore { path: layout.root().to_owned() });
+        }
+        let keeper = Keeper::of(layout.root())?;
+        Ok(Self { layout, keeper })
+    }
+
+    /// Makes `.chunks` with all its directories: whole or not at all.
+    pub(crate) fn create(layout: Layout) -> Result<Self> {
+        let root = layout.root();
+        let keeper = Keeper::of(root)?;
+        let fresh = root.join(format!(".chunks.tmp_{}", temporary_suffix()));
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o750);
+        builder.create(&fresh).map_err(io("create", &fresh))?;
+        keeper.own_path(&fresh)?;
+        for prefix in 0..CHUNK_DIRS {
+            let dir = fresh.join(format!("{prefix:04x}"));
+            builder.create(&dir).map_err(io("create", &dir))?;
+            keeper.own_path(&dir)?;
+        }
+        let chunks = layout.chunks();
+        fs::rename(&fresh, &chunks).map_err(io("create", &chunks))?;
+        sync_dir(root)?;
+        Ok(Self { layout, keeper })
+    }
+
+    /// Writes a file under a temporary name and puts it in place.
+    fn write(&self, path: &Path, chunk: &SealedChunk) -> Result<()> {
+        let temporary = path.with_extension(format!("tmp_{}", temporary_suffix()));
+        let written = self.create_temporary(&temporary).and_then(|mut file| {
+            file.write_all(chunk.blob.as_bytes()).map_err(io("write", &temporary))?;
+            drop(file);
+            fs::rename(&temporary, path).map_err(io("write", path))
+        });
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    fn create_temporary(&self, path: &Path) -> Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o644);
+        let file = match options.open(path) {
+            // A store may come with only the directories that hold something.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let dir = path.parent().unwrap_or(path);
+                let made = fs::DirBuilder::new().mode(0o750).create(dir);
+                made.or_else(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => Ok(()),
+                    _ => Err(error),
+                })
+                .map_err(io("create", dir))?;
+                self.keeper.own_path(dir)?;
+                options.open(path)
+            }
+            other => other,
+        };
+        let file = file.map_err(io("create", path))?;
+        file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(io("create", path))?;
+        self.keeper.own_file(&file, path)?;
+        Ok(file)
+    }
+
+    /// The rules for a chunk that is there: formats.md §4. True keeps it.
+    ///
+    /// Beyond the reference, a smaller file is kept only if it is sound: after a power cut it may
+    /// be a part of one.
+    fn keeps_existing(&self, path: &Path, chunk: &SealedChunk, size: u64) -> Result<bool> {
+        let new = chunk.blob.as_bytes().len() as u64;
+        let refused = |problem| StoreError::ChunkRefused { digest: chunk.digest, problem };
+        if size == new {
+            return Ok(true);
+        }
+        if size == 0 {
+            return Ok(false);
+        }
+        let existing = fs::read(path).map_err(io("read", path))?;
+        let kind = BlobKind::of_magic(&existing);
+        if chunk.blob.kind().is_encrypted() {
+            return match kind {
+                Some(BlobKind::Plain | BlobKind::Compressed) => {
+                    Err(refused("Overwriting unencrypted chunk is not allowed"))
+                }
+                Some(BlobKind::Encrypted) if !chunk.blob.kind().is_compressed() => {
+                    Err(refused("an encrypted chunk of another size is there"))
+                }
+                _ => Ok(true),
+            };
+        }
+        Ok(size < new && Blob::parse(existing).is_ok())
+    }
+
+    fn stored(chunk: &SealedChunk, stored_bytes: u64, known: bool) -> StoredChunk {
+        let (digest, plain_bytes) = (chunk.digest, chunk.plain_bytes);
+        StoredChunk { digest, plain_bytes, stored_bytes, known }
+    }
+}
+
+impl ChunkStore for DirChunks {
+    fn insert(&self, chunk: &SealedChunk) -> Result<StoredChunk> {
+        let path = self.layout.chunk(&chunk.digest);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if !metadata.is_file() => Err(StoreError::ChunkRefused {
+                digest: chunk.digest,
+                problem: "something that is no file has its name",
+            }),
+            Ok(metadata) if self.keeps_existing(&path, chunk, metadata.len())? => {
+                touch_file(&path).map_err(io("touch", &path))?;
+                Ok(Self::stored(chunk, metadata.len(), true))
+            }
+            _ => {
+                self.write(&path, chunk)?;
+                Ok(Self::stored(chunk, chunk.blob.as_bytes().len() as u64, false))
+            }
+        }
+    }
+
+    fn touch(&self, digest: &ChunkDigest, plain_bytes: u64) -> Result<Option<StoredChunk>> {
+        let path = self.layout.chunk(digest);
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("examine", &path)(error)),
+        };
+        // An empty file is the remains of a crash: it is to be inserted again.
+        if !metadata.is_file() || metadata.len() == 0 {
+            return Ok(None);
+        }
+        touch_file(&path).map_err(io("touch", &path))?;
+        let digest = *digest;
+        Ok(Some(StoredChunk { digest, plain_bytes, stored_bytes: metadata.len(), known: true }))
+    }
+
+    fn read(&self, digest: &ChunkDigest) -> Result<Vec<u8>> {
+        let path = self.layout.chunk(digest);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::ChunkMissing { digest: *digest });
+            }
+            Err(error) => return Err(io("open", &path)(error)),
+        };
+        let size = file.metadata().map_err(io("examine", &path))?.len();
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        let limit = keepwell_model::blob::BLOB_BYTES_MAX as u64 + 64;
+        (&mut file).take(limit).read_to_end(&mut bytes).map_err(io("read", &path))?;
+        Ok(bytes)
+    }
+}
+
+/// Sets the access time, which garbage collection goes by, and nothing else.
+fn touch_file(path: &Path) -> io::Result<()> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW as _ };
+    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ };
+    let times = Timestamps { last_access: now, last_modification: keep };
+    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Makes names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let synced = rustix::fs::open(path, flags, Mode::empty()).and_then(rustix::fs::fsync);
+    synced.map_err(|error| io("sync", path)(error.into()))
+}
+
+/// Makes all that was written to the file system of `path` durable.
+pub(crate) fn sync_file_system(path: &Path) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let synced = rustix::fs::open(path, flags, Mode::empty()).and_then(rustix::fs::syncfs);
+    synced.map_err(|error| io("sync", path)(error.into()))
+}
+
+/// Writes a small file so that it is there whole or not at all, also after a power cut.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8], keeper: Keeper) -> Result<()> {
+    let temporary: PathBuf = path.with_extension(format!("tmp_{}", temporary_suffix()));
+    let written = (|| {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o644);
+        let mut file = options.open(&temporary).map_err(io("create", &temporary))?;
+        keeper.own_file(&file, &temporary)?;
+        file.write_all(bytes).map_err(io("write", &temporary))?;
+        file.sync_all().map_err(io("sync", &temporary))?;
+        fs::rename(&temporary, path).map_err(io("write", path))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_dir(path.parent().unwrap_or(path))
+}

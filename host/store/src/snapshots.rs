@@ -1,0 +1,491 @@
+//! Snapshots, groups and namespaces of a directory store.
+
+use crate::dir::{DirChunks, Keeper, io, sync_dir, temporary_suffix, write_durably};
+use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
+use crate::lock::{DirLock, WriterLock};
+use crate::session::DirSession;
+use crate::{
+    BackupSession, Capacity, ChunkStore, GroupInfo, Removal, Result, SnapshotInfo, SnapshotReader,
+    SnapshotStore, StoreError,
+};
+use keepwell_model::{
+    ArchiveName, BackupId, BackupTime, BackupType, Blob, GroupId, Namespace, SnapshotId,
+};
+use std::fs::{self, OpenOptions};
+use std::io::{self as std_io, Write};
+use std::path::Path;
+use std::str::FromStr;
+
+const IN_USE: &str = "it is in use, possibly by a running backup or restore";
+const RUNNING: &str = "another backup is already running";
+/// No file of a snapshot but chunks is larger: an index of 100 TiB is.
+const FILE_BYTES_MAX: u64 = 2 << 30;
+
+/// A datastore in a directory.
+#[derive(Clone, Debug)]
+pub struct DirStore {
+    layout: Layout,
+    keeper: Keeper,
+    chunks: DirChunks,
+}
+
+impl DirStore {
+    /// Opens an existing datastore.
+    pub fn open(root: &Path) -> Result<Self> {
+        fs::metadata(root).map_err(io("open", root))?;
+        let layout = Layout::new(root.to_owned());
+        let chunks = DirChunks::open(layout.clone())?;
+        Ok(Self { keeper: Keeper::of(root)?, layout, chunks })
+    }
+
+    /// Whether [`Self::create`] has something to do: there is nothing, or an empty directory.
+    pub fn can_create(root: &Path) -> bool {
+        match fs::read_dir(root) {
+            // What a creation that was cut off left does not count.
+            Ok(entries) => entries.flatten().all(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with(".chunks.tmp_") || name == ".lock" || name == "lost+found"
+            }),
+            Err(error) => error.kind() == std_io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Makes a datastore, with the directories above it that are missing.
+    pub fn create(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root).map_err(io("create", root))?;
+        for entry in fs::read_dir(root).map_err(io("read", root))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".chunks.tmp_") {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let layout = Layout::new(root.to_owned());
+        let keeper = Keeper::of(root)?;
+        let mut options = OpenOptions::new();
+        let lock = layout.lock();
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock)
+            .map_err(io("create", &lock))?;
+        keeper.own_path(&lock)?;
+        let chunks = DirChunks::create(layout.clone())?;
+        Ok(Self { layout, keeper, chunks })
+    }
+
+    /// Chunks without a session, for verification and tests.
+    pub fn chunks(&self) -> &dyn ChunkStore {
+        &self.chunks
+    }
+
+    fn require_namespace(&self, namespace: &Namespace) -> Result<()> {
+        if namespace.is_root() || self.layout.namespace(namespace).is_dir() {
+            return Ok(());
+        }
+        Err(StoreError::NamespaceMissing { namespace: namespace.clone() })
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<bool> {
+        match fs::create_dir(path) {
+            Ok(()) => self.keeper.own_path(path).map(|()| true),
+            Err(error) if error.kind() == std_io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(io("create", path)(error)),
+        }
+    }
+
+    /// Makes the group's directory and locks it; tells whether it is new.
+    fn enter_group(&self, ns: &Namespace, group: &GroupId, owner: &str) -> Result<(DirLock, bool)> {
+        let dir = self.layout.group(ns, group);
+        self.make_dir(dir.parent().unwrap_or(&dir))?;
+        let is_new = self.make_dir(&dir)?;
+        let lock = DirLock::exclusive(&dir, &format!("backup group {group}"), RUNNING)?;
+        let path = dir.join(OWNER);
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(mut file) => {
+                let written = file.write_all(format!("{owner}\n").as_bytes());
+                written.and_then(|()| file.sync_all()).map_err(io("write", &path))?;
+                self.keeper.own_path(&path)?;
+            }
+            Err(error) if error.kind() == std_io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io("create", &path)(error)),
+        }
+        Ok((lock, is_new))
+    }
+
+    /// Takes away what crashed backups and removals left. The group is locked.
+    fn sweep_group(&self, dir: &Path) -> Result<()> {
+        for entry in fs::read_dir(dir).map_err(io("read", dir))?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.contains(TEMPORARY) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    fn open_snapshot(&self, ns: &Namespace, snapshot: &SnapshotId) -> Result<DirSnapshot> {
+        let dir = self.layout.snapshot(ns, snapshot);
+        if !dir.is_dir() {
+            self.require_namespace(ns)?;
+            return Err(StoreError::SnapshotMissing { snapshot: snapshot.clone() });
+        }
+        let lock = DirLock::shared(&dir, &format!("snapshot {snapshot}"), "it is being removed")?;
+        let (layout, chunks) = (self.layout.clone(), self.chunks.clone());
+        let (namespace, snapshot) = (ns.clone(), snapshot.clone());
+        Ok(DirSnapshot { layout, chunks, namespace, snapshot, _lock: lock })
+    }
+
+    /// Locks a snapshot against everybody, for a change.
+    fn seize(&self, ns: &Namespace, snapshot: &SnapshotId) -> Result<DirLock> {
+        let dir = self.layout.snapshot(ns, snapshot);
+        if !dir.is_dir() {
+            self.require_namespace(ns)?;
+            return Err(StoreError::SnapshotMissing { snapshot: snapshot.clone() });
+        }
+        DirLock::exclusive(&dir, &format!("snapshot {snapshot}"), IN_USE)
+    }
+
+    fn group_ids(&self, namespace: &Namespace) -> Result<Vec<GroupId>> {
+        self.require_namespace(namespace)?;
+        let mut groups = Vec::new();
+        for kind in BackupType::ALL {
+            let dir = self.layout.namespace(namespace).join(kind.as_str());
+            let ids = names_in::<BackupId>(&dir)?;
+            groups.extend(ids.into_iter().map(|id| GroupId { kind, id }));
+        }
+        groups.sort();
+        Ok(groups)
+    }
+
+    fn times(&self, namespace: &Namespace, group: &GroupId) -> Result<Vec<BackupTime>> {
+        let mut times = names_in::<BackupTime>(&self.layout.group(namespace, group))?;
+        times.sort_unstable();
+        Ok(times)
+    }
+
+    fn owner(&self, namespace: &Namespace, group: &GroupId) -> Option<String> {
+        let path = self.layout.group(namespace, group).join(OWNER);
+        let text = fs::read_to_string(path).ok()?;
+        Some(text.lines().next()?.trim_end().to_owned())
+    }
+
+    fn info(&self, ns: &Namespace, snapshot: SnapshotId, owner: &str) -> Result<SnapshotInfo> {
+        let dir = self.layout.snapshot(ns, &snapshot);
+        let manifest = dir.join(ArchiveName::manifest().as_str());
+        let manifest = match read_limited(&manifest) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == std_io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io("read", &manifest)(error)),
+        };
+        let mut files = names_in::<ArchiveName>(&dir)?;
+        files.sort();
+        let protected = dir.join(PROTECTED).exists();
+        Ok(SnapshotInfo { snapshot, owner: owner.to_owned(), protected, manifest, files })
+    }
+
+    /// Takes a snapshot's directory out of sight, then away: a crash leaves it whole or invisible.
+    fn remove_snapshot(&self, ns: &Namespace, snapshot: &SnapshotId) -> Result<()> {
+        let dir = self.layout.snapshot(ns, snapshot);
+        let hidden = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
+        let group = self.layout.group(ns, &snapshot.group);
+        let hidden = group.join(hidden);
+        fs::rename(&dir, &hidden).map_err(io("remove", &dir))?;
+        sync_dir(&group)?;
+        fs::remove_dir_all(&hidden).map_err(io("remove", &hidden))
+    }
+
+    /// Removes a group; false where protected snapshots remain.
+    fn remove_group(&self, ns: &Namespace, group: &GroupId) -> Result<bool> {
+        let dir = self.layout.group(ns, group);
+        let what = format!("backup group {group}");
+        let _lock = DirLock::exclusive(&dir, &what, "possible running backup")?;
+        let mut all = true;
+        for time in self.times(ns, group)? {
+            let snapshot = SnapshotId { group: group.clone(), time };
+            match self.forget(ns, &snapshot) {
+                Err(StoreError::Protected { .. }) => all = false,
+                other => other?,
+            }
+        }
+        if all {
+            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
+        }
+        Ok(all)
+    }
+
+    /// Removes what is empty of one namespace; false where something remains.
+    fn remove_empty(&self, namespace: &Namespace) -> bool {
+        let dir = self.layout.namespace(namespace);
+        for part in BackupType::ALL.map(BackupType::as_str).into_iter().chain(["ns"]) {
+            let _ = fs::remove_dir(dir.join(part));
+        }
+        fs::remove_dir(&dir).is_ok()
+    }
+}
+
+/// Names in a directory that are legal; none where there is no directory.
+fn names_in<T: FromStr>(dir: &Path) -> Result<Vec<T>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std_io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io("read", dir)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io("read", dir))?;
+        names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(names)
+}
+
+fn read_limited(path: &Path) -> std_io::Result<Vec<u8>> {
+    let size = fs::metadata(path)?.len();
+    if size > FILE_BYTES_MAX {
+        let problem = format!("{size} bytes are too many for a file of a snapshot");
+        return Err(std_io::Error::new(std_io::ErrorKind::InvalidData, problem));
+    }
+    fs::read(path)
+}
+
+impl SnapshotStore for DirStore {
+    fn namespaces(&self, parent: &Namespace, depth: usize) -> Result<Vec<Namespace>> {
+        self.require_namespace(parent)?;
+        let mut found = vec![parent.clone()];
+        if depth > 0 {
+            let dir = self.layout.namespace(parent).join("ns");
+            let mut names: Vec<String> = names_in(&dir)?;
+            names.sort_unstable();
+            for name in names {
+                if let Ok(child) = parent.child(&name) {
+                    found.extend(self.namespaces(&child, depth - 1)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn create_namespace(&self, namespace: &Namespace) -> Result<()> {
+        let Some(parent) = namespace.parent() else {
+            return Err(StoreError::Refused("root namespace is always present".into()));
+        };
+        if self.require_namespace(&parent).is_err() {
+            let problem =
+                format!("cannot create new namespace, parent {parent} doesn't already exists");
+            return Err(StoreError::Refused(problem));
+        }
+        let dir = self.layout.namespace(namespace);
+        self.make_dir(dir.parent().unwrap_or(&dir))?;
+        if !self.make_dir(&dir)? {
+            return Err(StoreError::Refused(format!("namespace '{namespace}' already exists")));
+        }
+        Ok(())
+    }
+
+    fn delete_namespace(&self, namespace: &Namespace, with_groups: bool) -> Result<Removal> {
+        if namespace.is_root() {
+            return Err(StoreError::Refused("root namespace cannot be deleted".into()));
+        }
+        let mut all = self.namespaces(namespace, Namespace::DEPTH_MAX)?;
+        all.reverse();
+        let mut outcome = Removal::Done;
+        for namespace in all {
+            if with_groups {
+                for group in self.group_ids(&namespace)? {
+                    if !self.remove_group(&namespace, &group)? {
+                        outcome = Removal::KeptProtected;
+                    }
+                }
+            }
+            if !self.remove_empty(&namespace) && outcome == Removal::Done {
+                outcome = Removal::KeptGroups;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn groups(&self, namespace: &Namespace) -> Result<Vec<GroupInfo>> {
+        let mut groups = Vec::new();
+        for group in self.group_ids(namespace)? {
+            let Some(owner) = self.owner(namespace, &group) else { continue };
+            if self.times(namespace, &group)?.is_empty() {
+                continue;
+            }
+            let notes = self.layout.group(namespace, &group).join(NOTES);
+            let notes = fs::read_to_string(notes).unwrap_or_default();
+            let comment = notes.lines().next().filter(|line| !line.is_empty()).map(str::to_owned);
+            groups.push(GroupInfo { group, owner, comment });
+        }
+        Ok(groups)
+    }
+
+    fn snapshots(&self, ns: &Namespace, group: Option<&GroupId>) -> Result<Vec<SnapshotInfo>> {
+        let groups = match group {
+            Some(group) => {
+                self.require_namespace(ns)?;
+                vec![group.clone()]
+            }
+            None => self.group_ids(ns)?,
+        };
+        let mut found = Vec::new();
+        for group in groups {
+            let owner = self.owner(ns, &group).unwrap_or_default();
+            for time in self.times(ns, &group)? {
+                let snapshot = SnapshotId { group: group.clone(), time };
+                found.push(self.info(ns, snapshot, &owner)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn capacity(&self) -> Result<Capacity> {
+        let root = self.layout.root();
+        let stat = rustix::fs::statfs(root).map_err(|error| io("examine", root)(error.into()))?;
+        let block = u64::try_from(stat.f_bsize).unwrap_or(0);
+        Ok(Capacity {
+            total: stat.f_blocks.saturating_mul(block),
+            used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(block),
+            available: stat.f_bavail.saturating_mul(block),
+        })
+    }
+
+    fn begin(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+        owner: &str,
+    ) -> Result<Box<dyn BackupSession>> {
+        self.require_namespace(namespace)?;
+        let writer = WriterLock::acquire(&self.layout.lock())?;
+        let (group_lock, group_is_new) = self.enter_group(namespace, &snapshot.group, owner)?;
+        let group_dir = self.layout.group(namespace, &snapshot.group);
+        self.sweep_group(&group_dir)?;
+        let times = self.times(namespace, &snapshot.group)?;
+        if let Some(last) = times.last().filter(|last| **last >= snapshot.time) {
+            let last = SnapshotId { group: snapshot.group.clone(), time: *last };
+            return Err(StoreError::TooOld { last });
+        }
+        let manifest = ArchiveName::manifest();
+        let previous = times.iter().rev().find_map(|time| {
+            let id = SnapshotId { group: snapshot.group.clone(), time: *time };
+            let finished = self.layout.file(namespace, &id, &manifest).is_file();
+            finished.then(|| self.open_snapshot(namespace, &id).ok())?
+        });
+        let name = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
+        let work_dir = group_dir.join(name);
+        self.make_dir(&work_dir)?;
+        Ok(Box::new(DirSession {
+            layout: self.layout.clone(),
+            keeper: self.keeper,
+            chunks: self.chunks.clone(),
+            namespace: namespace.clone(),
+            snapshot: snapshot.clone(),
+            work_dir,
+            group_is_new,
+            previous,
+            finished: false,
+            _group: group_lock,
+            _writer: writer,
+        }))
+    }
+
+    fn open(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+    ) -> Result<Box<dyn SnapshotReader>> {
+        Ok(Box::new(self.open_snapshot(namespace, snapshot)?))
+    }
+
+    fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()> {
+        let _lock = self.seize(namespace, snapshot)?;
+        if self.protected(namespace, snapshot)? {
+            return Err(StoreError::Protected { snapshot: snapshot.clone() });
+        }
+        self.remove_snapshot(namespace, snapshot)
+    }
+
+    fn protected(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<bool> {
+        let dir = self.layout.snapshot(namespace, snapshot);
+        if !dir.is_dir() {
+            self.require_namespace(namespace)?;
+            return Err(StoreError::SnapshotMissing { snapshot: snapshot.clone() });
+        }
+        let path = dir.join(PROTECTED);
+        path.try_exists().map_err(io("examine", &path))
+    }
+
+    fn set_protected(&self, ns: &Namespace, snapshot: &SnapshotId, protected: bool) -> Result<()> {
+        let _lock = self.seize(ns, snapshot)?;
+        let dir = self.layout.snapshot(ns, snapshot);
+        let path = dir.join(PROTECTED);
+        if protected {
+            let mut options = OpenOptions::new();
+            options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(io("create", &path))?;
+            self.keeper.own_path(&path)?;
+        } else {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std_io::ErrorKind::NotFound => {
+                    return Err(io("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        sync_dir(&dir)
+    }
+
+    fn update_manifest(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+        change: &mut dyn FnMut(Blob) -> Result<Blob>,
+    ) -> Result<()> {
+        // Shared: the snapshot stays. Two changes at once take turns through the owner file.
+        let reader = self.open_snapshot(namespace, snapshot)?;
+        let owner = self.layout.group(namespace, &snapshot.group).join(OWNER);
+        let turn = fs::File::open(&owner).map_err(io("open", &owner))?;
+        let locked = rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive);
+        locked.map_err(|error| io("lock", &owner)(error.into()))?;
+        let name = ArchiveName::manifest();
+        let old = Blob::parse(reader.read_file(&name)?).map_err(|problem| StoreError::Corrupt {
+            snapshot: snapshot.clone(),
+            name: name.clone(),
+            problem: problem.to_string(),
+        })?;
+        let path = self.layout.file(namespace, snapshot, &name);
+        write_durably(&path, change(old)?.as_bytes(), self.keeper)
+    }
+}
+
+/// An open snapshot of a directory store.
+pub(crate) struct DirSnapshot {
+    layout: Layout,
+    chunks: DirChunks,
+    namespace: Namespace,
+    snapshot: SnapshotId,
+    _lock: DirLock,
+}
+
+impl SnapshotReader for DirSnapshot {
+    fn snapshot(&self) -> &SnapshotId {
+        &self.snapshot
+    }
+
+    fn chunks(&self) -> &dyn ChunkStore {
+        &self.chunks
+    }
+
+    fn read_file(&self, name: &ArchiveName) -> Result<Vec<u8>> {
+        let path = self.layout.file(&self.namespace, &self.snapshot, name);
+        read_limited(&path).map_err(io("read", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests;
