@@ -7,7 +7,7 @@ use bindings::exports::keepwell::archive::reader as exported;
 pub use bindings::exports::keepwell::archive::reader::{Content, Entry, Event, Link, Node};
 pub use bindings::exports::keepwell::archive::source::{Borders, Origin, Request, Summary};
 pub use bindings::keepwell::archive::archive_sink::{
-    Chunking, Extent, Omission, Stream, catalog_add, catalog_enter, catalog_leave, open_stream,
+    Chunking, Extent, Omission, Stream, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream,
     skipped,
 };
 pub use bindings::keepwell::archive::filesystem::{
@@ -42,6 +42,7 @@ pub trait Archive: Sized + 'static {
     fn root(&self) -> Result<Entry, Failure>;
     fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Vec<Entry>, Failure>;
     fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure>;
+    fn entry(&self, node: Node) -> Result<Entry, Failure>;
     /// Only called for entries whose content is `computed`.
     fn read(&self, node: Node, _offset: u64, _length: u32) -> Result<Vec<u8>, Failure> {
         Err(Failure::Unsupported(format!("entry {} has no computed content", node.at)))
@@ -94,6 +95,9 @@ impl<A: Archive> exported::GuestArchive for ArchiveAdapter<A> {
     }
     fn child(&self, directory: Node, name: Vec<u8>) -> Result<Option<Entry>, Failure> {
         self.0.child(directory, &name)
+    }
+    fn entry(&self, node: Node) -> Result<Entry, Failure> {
+        self.0.entry(node)
     }
     fn read(&self, node: Node, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
         self.0.read(node, offset, length)

@@ -44,7 +44,7 @@ pub struct Faulty<S> {
 }
 
 struct FaultySession {
-    inner: Box<dyn BackupSession>,
+    inner: Arc<dyn BackupSession>,
     fuse: Fuse,
 }
 
@@ -83,16 +83,16 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
         namespace: &Namespace,
         snapshot: &SnapshotId,
         owner: &str,
-    ) -> Result<Box<dyn BackupSession>> {
+    ) -> Result<Arc<dyn BackupSession>> {
         self.fuse.burn()?;
         let inner = self.inner.begin(namespace, snapshot, owner)?;
-        Ok(Box::new(FaultySession { inner, fuse: self.fuse.clone() }))
+        Ok(Arc::new(FaultySession { inner, fuse: self.fuse.clone() }))
     }
     fn open(
         &self,
         namespace: &Namespace,
         snapshot: &SnapshotId,
-    ) -> Result<Box<dyn SnapshotReader>> {
+    ) -> Result<Arc<dyn SnapshotReader>> {
         self.inner.open(namespace, snapshot)
     }
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()> {
@@ -133,7 +133,7 @@ impl ChunkStore for FaultySession {
 }
 
 impl BackupSession for FaultySession {
-    fn previous(&self) -> Option<&dyn SnapshotReader> {
+    fn previous(&self) -> Option<Arc<dyn SnapshotReader>> {
         self.inner.previous()
     }
     fn chunks(&self) -> &dyn ChunkStore {
@@ -148,7 +148,7 @@ impl BackupSession for FaultySession {
         self.fuse.burn()?;
         self.inner.put_blob(name, blob)
     }
-    fn finish(self: Box<Self>, manifest: &Blob) -> Result<()> {
+    fn finish(&self, manifest: &Blob) -> Result<()> {
         self.fuse.burn()?;
         self.inner.finish(manifest)
     }

@@ -25,6 +25,7 @@ use keepwell_model::{
 };
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What can go wrong in a store.
 #[derive(Debug, thiserror::Error)]
@@ -151,11 +152,11 @@ pub trait SnapshotStore: Send + Sync {
         namespace: &Namespace,
         snapshot: &SnapshotId,
         owner: &str,
-    ) -> Result<Box<dyn BackupSession>>;
+    ) -> Result<Arc<dyn BackupSession>>;
 
     /// Opens a finished snapshot; while it is open, nobody can remove it.
     fn open(&self, namespace: &Namespace, snapshot: &SnapshotId)
-    -> Result<Box<dyn SnapshotReader>>;
+    -> Result<Arc<dyn SnapshotReader>>;
 
     /// Removes a snapshot that is neither protected nor in use.
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()>;
@@ -179,12 +180,12 @@ pub trait SnapshotStore: Send + Sync {
 pub trait BackupSession: Send + Sync {
     /// The newest finished snapshot of the group, if it can serve as a base: some chunks of it need
     /// not be stored again.
-    fn previous(&self) -> Option<&dyn SnapshotReader>;
+    fn previous(&self) -> Option<Arc<dyn SnapshotReader>>;
     fn chunks(&self) -> &dyn ChunkStore;
     fn create_index(&self, name: &ArchiveName, layout: IndexLayout) -> Result<Box<dyn IndexSink>>;
     fn put_blob(&self, name: &ArchiveName, blob: &Blob) -> Result<FileSummary>;
-    /// Makes everything durable, then the snapshot visible.
-    fn finish(self: Box<Self>, manifest: &Blob) -> Result<()>;
+    /// Makes everything durable, then the snapshot visible. Call it once, at the end.
+    fn finish(&self, manifest: &Blob) -> Result<()>;
 }
 
 /// How an index is laid out.

@@ -3,7 +3,6 @@
 use crate::dir::{DirChunks, Keeper, io, sync_dir, sync_file_system, write_durably};
 use crate::layout::Layout;
 use crate::lock::{DirLock, WriterLock};
-use crate::snapshots::DirSnapshot;
 use crate::{
     BackupSession, ChunkStore, FileSummary, IndexLayout, IndexSink, Result, SnapshotReader,
     StoreError,
@@ -13,6 +12,8 @@ use keepwell_model::{ArchiveName, Blob, FileChecksum, Namespace, SnapshotId, Sto
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) struct DirSession {
     pub(crate) layout: Layout,
@@ -24,15 +25,15 @@ pub(crate) struct DirSession {
     pub(crate) work_dir: PathBuf,
     /// to be taken away again if nothing comes of it
     pub(crate) group_is_new: bool,
-    pub(crate) previous: Option<DirSnapshot>,
-    pub(crate) finished: bool,
+    pub(crate) previous: Option<Arc<dyn SnapshotReader>>,
+    pub(crate) finished: AtomicBool,
     pub(crate) _group: DirLock,
     pub(crate) _writer: WriterLock,
 }
 
 impl BackupSession for DirSession {
-    fn previous(&self) -> Option<&dyn SnapshotReader> {
-        self.previous.as_ref().map(|snapshot| snapshot as &dyn SnapshotReader)
+    fn previous(&self) -> Option<Arc<dyn SnapshotReader>> {
+        self.previous.clone()
     }
 
     fn chunks(&self) -> &dyn ChunkStore {
@@ -70,7 +71,7 @@ impl BackupSession for DirSession {
         Ok(FileSummary { size, checksum: FileChecksum::of(blob.as_bytes()) })
     }
 
-    fn finish(mut self: Box<Self>, manifest: &Blob) -> Result<()> {
+    fn finish(&self, manifest: &Blob) -> Result<()> {
         let target = self.layout.snapshot(&self.namespace, &self.snapshot);
         if target.exists() {
             return Err(StoreError::TooOld { last: self.snapshot.clone() });
@@ -80,14 +81,14 @@ impl BackupSession for DirSession {
         let name = ArchiveName::manifest();
         write_durably(&self.work_dir.join(name.as_str()), manifest.as_bytes(), self.keeper)?;
         fs::rename(&self.work_dir, &target).map_err(io("create", &target))?;
-        self.finished = true;
+        self.finished.store(true, Ordering::Relaxed);
         sync_dir(&self.layout.group(&self.namespace, &self.snapshot.group))
     }
 }
 
 impl Drop for DirSession {
     fn drop(&mut self) {
-        if self.finished {
+        if *self.finished.get_mut() {
             return;
         }
         let _ = fs::remove_dir_all(&self.work_dir);

@@ -15,6 +15,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self as std_io, Write};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const IN_USE: &str = "it is in use, possibly by a running backup or restore";
 const RUNNING: &str = "another backup is already running";
@@ -355,7 +357,7 @@ impl SnapshotStore for DirStore {
         namespace: &Namespace,
         snapshot: &SnapshotId,
         owner: &str,
-    ) -> Result<Box<dyn BackupSession>> {
+    ) -> Result<Arc<dyn BackupSession>> {
         self.require_namespace(namespace)?;
         let writer = WriterLock::acquire(&self.layout.lock())?;
         let (group_lock, group_is_new) = self.enter_group(namespace, &snapshot.group, owner)?;
@@ -370,12 +372,14 @@ impl SnapshotStore for DirStore {
         let previous = times.iter().rev().find_map(|time| {
             let id = SnapshotId { group: snapshot.group.clone(), time: *time };
             let finished = self.layout.file(namespace, &id, &manifest).is_file();
-            finished.then(|| self.open_snapshot(namespace, &id).ok())?
+            let opened = || self.open_snapshot(namespace, &id).ok();
+            let reader: Arc<dyn SnapshotReader> = Arc::new(finished.then(opened)??);
+            Some(reader)
         });
         let name = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
         let work_dir = group_dir.join(name);
         self.make_dir(&work_dir)?;
-        Ok(Box::new(DirSession {
+        Ok(Arc::new(DirSession {
             layout: self.layout.clone(),
             keeper: self.keeper,
             chunks: self.chunks.clone(),
@@ -384,7 +388,7 @@ impl SnapshotStore for DirStore {
             work_dir,
             group_is_new,
             previous,
-            finished: false,
+            finished: AtomicBool::new(false),
             _group: group_lock,
             _writer: writer,
         }))
@@ -394,8 +398,8 @@ impl SnapshotStore for DirStore {
         &self,
         namespace: &Namespace,
         snapshot: &SnapshotId,
-    ) -> Result<Box<dyn SnapshotReader>> {
-        Ok(Box::new(self.open_snapshot(namespace, snapshot)?))
+    ) -> Result<Arc<dyn SnapshotReader>> {
+        Ok(Arc::new(self.open_snapshot(namespace, snapshot)?))
     }
 
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()> {

@@ -49,7 +49,7 @@ pub struct BlobArchive {
 }
 
 impl BlobArchive {
-    fn entry(&self) -> Entry {
+    fn whole(&self) -> Entry {
         Entry {
             name: Vec::new(),
             node: Node { at: 0, end: self.size },
@@ -83,13 +83,16 @@ impl Archive for BlobArchive {
         Ok(Self { size })
     }
     fn root(&self) -> Result<Entry, Failure> {
-        Ok(self.entry())
+        Ok(self.whole())
     }
     fn children(&self, _: Node, _: Option<Node>, _: u32) -> Result<Vec<Entry>, Failure> {
         Ok(Vec::new())
     }
     fn child(&self, _: Node, _: &[u8]) -> Result<Option<Entry>, Failure> {
         Ok(None)
+    }
+    fn entry(&self, _: Node) -> Result<Entry, Failure> {
+        self.root()
     }
     fn walk(&self) -> Result<Nothing, Failure> {
         Ok(Nothing)

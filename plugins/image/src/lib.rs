@@ -54,7 +54,7 @@ pub struct ImageArchive {
 }
 
 impl ImageArchive {
-    fn entry(&self) -> Entry {
+    fn whole(&self) -> Entry {
         Entry {
             name: Vec::new(),
             node: Node { at: 0, end: self.size },
@@ -88,13 +88,16 @@ impl Archive for ImageArchive {
         Ok(Self { size })
     }
     fn root(&self) -> Result<Entry, Failure> {
-        Ok(self.entry())
+        Ok(self.whole())
     }
     fn children(&self, _: Node, _: Option<Node>, _: u32) -> Result<Vec<Entry>, Failure> {
         Ok(Vec::new())
     }
     fn child(&self, _: Node, _: &[u8]) -> Result<Option<Entry>, Failure> {
         Ok(None)
+    }
+    fn entry(&self, _: Node) -> Result<Entry, Failure> {
+        self.root()
     }
     fn walk(&self) -> Result<Nothing, Failure> {
         Ok(Nothing)

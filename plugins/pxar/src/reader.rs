@@ -29,7 +29,7 @@ impl PxarArchive {
     }
 
     /// The child that begins at `start`; `end` is where its table says that it ends.
-    fn entry(&self, start: u64, end: u64) -> Result<Entry, Failure> {
+    fn entry_at(&self, start: u64, end: u64) -> Result<Entry, Failure> {
         match self.0.next(start)? {
             Next::Entry(decoded) => {
                 let mut entry = decoded.entry;
@@ -59,19 +59,23 @@ impl Archive for PxarArchive {
         let (_, mut rows) = self.0.table(self.end_of(dir)?)?;
         rows.sort_unstable_by_key(|row| row.start);
         let rest = rows.iter().filter(|row| after.is_none_or(|after| row.start > after.at));
-        rest.take(max as usize).map(|row| self.entry(row.start, row.end)).collect()
+        rest.take(max as usize).map(|row| self.entry_at(row.start, row.end)).collect()
     }
 
     fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {
         let hash = name_hash(name);
         let (_, rows) = self.0.table(self.end_of(directory)?)?;
         for row in rows.iter().filter(|row| row.hash == hash) {
-            let entry = self.entry(row.start, row.end)?;
+            let entry = self.entry_at(row.start, row.end)?;
             if entry.name == name {
                 return Ok(Some(entry));
             }
         }
         Ok(None)
+    }
+
+    fn entry(&self, node: Node) -> Result<Entry, Failure> {
+        if node.at == 0 { self.root() } else { self.entry_at(node.at, node.end) }
     }
 
     fn walk(&self) -> Result<PxarWalk, Failure> {

@@ -8,7 +8,7 @@ use crate::exclude::{Excludes, Marks};
 use crate::format::{self, GoodbyeRow, HEADER_BYTES};
 use keepwell_sdk::archive::{
     Borders, Chunking, Directory, Examined, File, Listed, Omission, Opened, Origin, Request,
-    Stream, Summary, catalog_add, catalog_enter, catalog_leave, open_stream, skipped,
+    Stream, Summary, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream, skipped,
 };
 use keepwell_sdk::options::{flag, number, values};
 use keepwell_sdk::{EntryKind, Failure, Level, OptionValue, Timestamp, log};
@@ -142,6 +142,7 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     }
     let suffix = format!(".{}", request.archive_extension);
     let stream = open_stream(&suffix, Chunking::ContentDefined, None)?;
+    catalog_open();
     let mut walk = Walk {
         out: Emitter { stream, position: 0, buffer: Vec::new() },
         frames: Vec::new(),

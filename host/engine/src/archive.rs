@@ -1,0 +1,233 @@
+//! Stored archives as bytes: chunks fetched, opened and verified on demand, kept in a bounded
+//! cache that all threads share.
+
+use crate::error::{EngineError, Result};
+use crate::plugin::Failure;
+use crossbeam_channel::bounded;
+use keepwell_model::{ArchiveName, ChunkDigest, Index};
+use keepwell_seal::Opener;
+use keepwell_store::SnapshotReader;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+/// Bytes of opened chunks kept for one archive.
+const CACHE_BYTES_MAX: usize = 48 << 20;
+/// A plugin may not ask for more at once.
+const READ_BYTES_MAX: u32 = 16 << 20;
+
+/// Bytes that plugins read.
+pub trait RandomAccess: Send + Sync {
+    /// None where it is not known, in a pipe.
+    fn size(&self) -> Option<u64>;
+    /// Fewer bytes than asked only at the end.
+    fn read_at(&self, offset: u64, length: u32) -> std::result::Result<Vec<u8>, Failure>;
+}
+
+thread_local! {
+    /// A decompressor is dear to make and can't be shared.
+    static OPENER: RefCell<Option<Opener>> = const { RefCell::new(None) };
+}
+
+enum Slot {
+    /// Some thread is at it.
+    Loading,
+    Ready {
+        bytes: Arc<Vec<u8>>,
+        used: u64,
+    },
+}
+
+#[derive(Default)]
+struct Cache {
+    slots: HashMap<usize, Slot>,
+    bytes: usize,
+    clock: u64,
+}
+
+/// An archive made of chunks.
+pub struct ChunkedArchive {
+    reader: Arc<dyn SnapshotReader>,
+    name: ArchiveName,
+    index: Index,
+    cache: Mutex<Cache>,
+    loaded: Condvar,
+}
+
+impl ChunkedArchive {
+    pub fn new(reader: Arc<dyn SnapshotReader>, name: ArchiveName, index: Index) -> Self {
+        Self { reader, name, index, cache: Mutex::default(), loaded: Condvar::new() }
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The plain bytes of the chunk at `position`, verified.
+    pub fn chunk(&self, position: usize) -> Result<Arc<Vec<u8>>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            cache.clock += 1;
+            let now = cache.clock;
+            match cache.slots.get_mut(&position) {
+                Some(Slot::Ready { bytes, used }) => {
+                    *used = now;
+                    return Ok(bytes.clone());
+                }
+                Some(Slot::Loading) => {
+                    cache = self.loaded.wait(cache).unwrap_or_else(PoisonError::into_inner);
+                }
+                None => break,
+            }
+        }
+        cache.slots.insert(position, Slot::Loading);
+        drop(cache);
+        let loaded = self.load(position);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.slots.remove(&position);
+        if let Ok(bytes) = &loaded {
+            cache.insert(position, bytes.clone());
+        }
+        drop(cache);
+        self.loaded.notify_all();
+        loaded
+    }
+
+    fn load(&self, position: usize) -> Result<Arc<Vec<u8>>> {
+        let range = self.index.chunk(position).ok_or(EngineError::Worker)?;
+        let damaged = |digest: ChunkDigest, problem: String| EngineError::ChunkDamaged {
+            digest,
+            name: self.name.clone(),
+            problem,
+        };
+        let bytes = self.reader.chunks().read(&range.digest).map_err(|problem| match problem {
+            keepwell_store::StoreError::ChunkMissing { digest } => {
+                damaged(digest, "it is missing".into())
+            }
+            other => other.into(),
+        })?;
+        let length = range.end - range.start;
+        let opened = OPENER.with_borrow_mut(|opener| {
+            let opener = match opener {
+                Some(opener) => opener,
+                empty => empty.insert(Opener::new()?),
+            };
+            opener.open_chunk(bytes, &range.digest, length)
+        });
+        Ok(Arc::new(opened.map_err(|problem| damaged(range.digest, problem.to_string()))?))
+    }
+
+    /// Parts of chunks that make a stretch of the archive, in order: position, and where in the
+    /// chunk. None where the stretch leaves the archive.
+    pub fn parts(&self, offset: u64, length: u64) -> Option<Vec<Part>> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.index.size())?;
+        let mut parts = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let position = self.index.position_of(at)?;
+            let range = self.index.chunk(position)?;
+            let stop = range.end.min(end);
+            let (from, to) = ((at - range.start) as usize, (stop - range.start) as usize);
+            parts.push(Part { position, from, to });
+            at = stop;
+        }
+        Some(parts)
+    }
+
+    /// Writes the whole archive to `out`, opening chunks ahead on several threads.
+    pub fn write_to(&self, out: &mut dyn Write) -> Result<()> {
+        let threads = thread::available_parallelism().map_or(2, usize::from).min(4);
+        thread::scope(|scope| {
+            let (tickets, work) = bounded(threads);
+            let (order, ready) = bounded(threads + 1);
+            for _ in 0..threads {
+                let work = work.clone();
+                scope.spawn(move || {
+                    for (position, answer) in work {
+                        let answer: crossbeam_channel::Sender<Result<Arc<Vec<u8>>>> = answer;
+                        let _ = answer.send(self.load(position));
+                    }
+                });
+            }
+            drop(work);
+            scope.spawn(move || {
+                for position in 0..self.index.len() {
+                    let (answer, receipt) = bounded(1);
+                    if tickets.send((position, answer)).is_err() || order.send(receipt).is_err() {
+                        return;
+                    }
+                }
+            });
+            for receipt in ready {
+                let bytes = receipt.recv()??;
+                out.write_all(&bytes).map_err(crate::error::io_error("write to", "output"))?;
+            }
+            out.flush().map_err(crate::error::io_error("write to", "output"))
+        })
+    }
+}
+
+/// A part of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub position: usize,
+    pub from: usize,
+    pub to: usize,
+}
+
+impl Cache {
+    fn insert(&mut self, position: usize, bytes: Arc<Vec<u8>>) {
+        self.bytes += bytes.len();
+        let used = self.clock;
+        self.slots.insert(position, Slot::Ready { bytes, used });
+        while self.bytes > CACHE_BYTES_MAX {
+            let ready = self.slots.iter().filter_map(|(at, slot)| match slot {
+                Slot::Ready { used, .. } if *at != position => Some((*used, *at)),
+                _ => None,
+            });
+            let Some((_, oldest)) = ready.min() else { return };
+            if let Some(Slot::Ready { bytes, .. }) = self.slots.remove(&oldest) {
+                self.bytes -= bytes.len();
+            }
+        }
+    }
+}
+
+impl RandomAccess for ChunkedArchive {
+    fn size(&self) -> Option<u64> {
+        Some(self.index.size())
+    }
+
+    fn read_at(&self, offset: u64, length: u32) -> std::result::Result<Vec<u8>, Failure> {
+        let rest = self.index.size().saturating_sub(offset);
+        let length = rest.min(length.min(READ_BYTES_MAX).into());
+        let parts = self.parts(offset, length);
+        let parts = parts.ok_or_else(|| Failure::Corrupt(format!("{} is too short", self.name)))?;
+        let mut bytes = Vec::with_capacity(length as usize);
+        for part in parts {
+            let chunk = self.chunk(part.position).map_err(|error| match error {
+                EngineError::Store(error) => Failure::Io(error.to_string()),
+                other => Failure::Corrupt(other.to_string()),
+            })?;
+            bytes.extend(&chunk[part.from..part.to]);
+        }
+        Ok(bytes)
+    }
+}
+
+/// An archive in memory: a blob.
+pub struct BlobArchive(pub Arc<Vec<u8>>);
+
+impl RandomAccess for BlobArchive {
+    fn size(&self) -> Option<u64> {
+        Some(self.0.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, length: u32) -> std::result::Result<Vec<u8>, Failure> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
+        let end = start.saturating_add(length as usize).min(self.0.len());
+        Ok(self.0[start..end].to_vec())
+    }
+}

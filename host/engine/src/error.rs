@@ -1,0 +1,58 @@
+//! What can go wrong in a verb.
+
+use crate::plugin::Failure;
+use keepwell_model::{ArchiveName, ChunkDigest, SnapshotId};
+use keepwell_store::StoreError;
+use std::io;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Plugin(#[from] Failure),
+    #[error("interrupted")]
+    Cancelled,
+    #[error("unable to {action} '{path}'")]
+    Io {
+        action: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Seal(#[from] keepwell_seal::SealError),
+    #[error(transparent)]
+    ChunkSize(#[from] keepwell_seal::ChunkerError),
+    #[error("{snapshot}: {name} is damaged: {problem}")]
+    Damaged { snapshot: SnapshotId, name: ArchiveName, problem: String },
+    #[error("chunk {digest} of {name} is damaged: {problem}")]
+    ChunkDamaged { digest: ChunkDigest, name: ArchiveName, problem: String },
+    #[error("snapshot {snapshot} is not finished: it has no manifest")]
+    Unfinished { snapshot: SnapshotId },
+    #[error("missing key - manifest was created with key {fingerprint}")]
+    MissingKey { fingerprint: String },
+    #[error("manifest does not contain file '{name}'")]
+    NotInManifest { name: ArchiveName },
+    #[error("catalog: {0}")]
+    Catalog(#[from] keepwell_model::catalog::CatalogError),
+    #[error("error at entry {path:?}: {problem}")]
+    Entry { path: String, problem: String },
+    #[error("{0} entries could not be restored")]
+    Incomplete(u64),
+    #[error("a worker ended unexpectedly")]
+    Worker,
+}
+
+pub type Result<T> = std::result::Result<T, EngineError>;
+
+pub(crate) fn io_error(
+    action: &'static str,
+    path: impl Into<String>,
+) -> impl FnOnce(io::Error) -> EngineError {
+    let path = path.into();
+    move |source| EngineError::Io { action, path, source }
+}

@@ -1,0 +1,199 @@
+//! Metadata beyond stat: inode flags, FAT attributes, project ids, extended attributes.
+//!
+//! The only module of the engine with unsafe code: two ioctls that rustix has no words for.
+#![allow(unsafe_code, reason = "ioctls without a safe wrapper, each with its SAFETY comment")]
+
+use super::{Examined, Identity, metadata_of};
+use crate::plugin::{EntryKind, ExtendedAttribute, Metadata};
+use rustix::fs::IFlags;
+use rustix::io::Errno;
+use rustix::ioctl::{Getter, Setter, ioctl, opcode};
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+const MSDOS: u64 = 0x4d44;
+const FUSE: u64 = 0x6573_5546;
+/// File systems with project ids.
+const WITH_PROJECTS: [u64; 4] = [0xef53, 0x5846_5342, FUSE, 0x2fc1_2fc1];
+/// The kernel hands out lists and values of at most this.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// `struct fsxattr` of linux/fs.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct FsXattr {
+    pub(crate) flags: u32,
+    extent_size: u32,
+    extents: u32,
+    pub(crate) project: u32,
+    cow_extent_size: u32,
+    padding: [u8; 8],
+}
+const _: () = assert!(size_of::<FsXattr>() == 28);
+
+const GET_XATTR: u32 = opcode::read::<FsXattr>(b'X', 31);
+const SET_XATTR: u32 = opcode::write::<FsXattr>(b'X', 32);
+const GET_FAT: u32 = opcode::read::<u32>(b'r', 0x10);
+const SET_FAT: u32 = opcode::write::<u32>(b'r', 0x11);
+
+pub(crate) fn fsxattr(fd: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    // SAFETY: FS_IOC_FSGETXATTR writes one struct fsxattr, which FsXattr mirrors.
+    unsafe { ioctl(fd, Getter::<GET_XATTR, FsXattr>::new()) }
+}
+
+pub(crate) fn set_fsxattr(fd: BorrowedFd<'_>, value: FsXattr) -> Result<(), Errno> {
+    // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which FsXattr mirrors.
+    unsafe { ioctl(fd, Setter::<SET_XATTR, FsXattr>::new(value)) }
+}
+
+fn fat_attributes(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: FAT_IOCTL_GET_ATTRIBUTES writes one 32-bit word.
+    unsafe { ioctl(fd, Getter::<GET_FAT, u32>::new()) }
+}
+
+pub(crate) fn set_fat_attributes(fd: BorrowedFd<'_>, value: u32) -> Result<(), Errno> {
+    // SAFETY: FAT_IOCTL_SET_ATTRIBUTES reads one 32-bit word.
+    unsafe { ioctl(fd, Setter::<SET_FAT, u32>::new(value)) }
+}
+
+/// What was learned of file systems: which kind they are, and what they can't do.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    /// the last device looked at, and its magic number
+    last: RwLock<Option<(u64, u64)>>,
+    without_xattrs: Mutex<HashSet<u64>>,
+}
+
+/// Metadata with the number of blocks.
+pub(super) struct Probed {
+    pub(super) metadata: Metadata,
+    pub(super) identity: Identity,
+    pub(super) incomplete: Option<String>,
+    pub(super) blocks: u64,
+}
+
+impl From<Probed> for Examined {
+    fn from(probed: Probed) -> Self {
+        let Probed { metadata, identity, incomplete, .. } = probed;
+        Self { metadata, identity, incomplete }
+    }
+}
+
+impl Probes {
+    /// Everything that a descriptor tells.
+    pub(super) fn probe(&self, fd: BorrowedFd<'_>) -> Result<Probed, Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        let mut metadata = metadata_of(&stat);
+        let filesystem = self.magic(fd, stat.st_dev)?;
+        let mut incomplete = None;
+        if matches!(metadata.kind, EntryKind::File | EntryKind::Directory) {
+            metadata.inode_flags =
+                rustix::fs::ioctl_getflags(fd).map_or(0, |flags: IFlags| flags.bits() as u32);
+            if filesystem == MSDOS || filesystem == FUSE {
+                metadata.fat_attributes = fat_attributes(fd).unwrap_or(0);
+            }
+            if WITH_PROJECTS.contains(&filesystem) {
+                metadata.project =
+                    fsxattr(fd).ok().map(|value| value.project).filter(|project| *project != 0);
+            }
+            (metadata.extended, incomplete) = self.extended(fd, stat.st_dev)?;
+        }
+        let links = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
+        let identity = Identity { device: stat.st_dev, inode: stat.st_ino, links, filesystem };
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        Ok(Probed { metadata, identity, incomplete, blocks })
+    }
+
+    fn magic(&self, fd: BorrowedFd<'_>, device: u64) -> Result<u64, Errno> {
+        let last = *self.last.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, magic)) = last
+            && known == device
+        {
+            return Ok(magic);
+        }
+        let magic = rustix::fs::fstatfs(fd)?.f_type as u64;
+        *self.last.write().unwrap_or_else(PoisonError::into_inner) = Some((device, magic));
+        Ok(magic)
+    }
+
+    /// Attributes in the kernel's order, and what could not be read of them.
+    fn extended(
+        &self,
+        fd: BorrowedFd<'_>,
+        device: u64,
+    ) -> Result<(Vec<ExtendedAttribute>, Option<String>), Errno> {
+        let lacking = || self.without_xattrs.lock().unwrap_or_else(PoisonError::into_inner);
+        if lacking().contains(&device) {
+            return Ok((Vec::new(), None));
+        }
+        let names = match read_growing(|buffer| rustix::fs::flistxattr(fd, buffer)) {
+            Ok(names) => names,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                lacking().insert(device);
+                return Ok((Vec::new(), None));
+            }
+            Err(Errno::TOOBIG) => {
+                let problem = "the list of extended attributes is too large (E2BIG)";
+                return Ok((Vec::new(), Some(problem.into())));
+            }
+            Err(Errno::BADF) => return Ok((Vec::new(), None)),
+            Err(error) => return Err(error),
+        };
+        let mut found = Vec::new();
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            match read_growing(|buffer| rustix::fs::fgetxattr(fd, name, buffer)) {
+                Ok(value) => found.push((name.to_vec(), value)),
+                // It has gone since it was listed.
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(Errno::TOOBIG) => {
+                    let name = String::from_utf8_lossy(name);
+                    let problem = format!("extended attribute {name} is too large (E2BIG)");
+                    return Ok((found, Some(problem)));
+                }
+                // Those of other namespaces may be forbidden: they are not archived anyway.
+                Err(Errno::PERM | Errno::ACCESS) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, None))
+    }
+}
+
+/// Calls `read` with a buffer that grows while it is too small.
+fn read_growing(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut small = [0u8; 1024];
+    match read(&mut small) {
+        Ok(length) => return Ok(small[..length].to_vec()),
+        Err(Errno::RANGE) => {}
+        Err(error) => return Err(error),
+    }
+    let mut buffer = vec![0; XATTR_BYTES_MAX];
+    match read(&mut buffer) {
+        Ok(length) => {
+            buffer.truncate(length);
+            Ok(buffer)
+        }
+        Err(Errno::RANGE) => Err(Errno::TOOBIG),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn ioctls_of_this_file_system_answer_or_refuse() {
+        let file = tempfile::tempfile().unwrap();
+        if let Ok(value) = fsxattr(file.as_fd()) {
+            assert_eq!(value.padding, [0; 8]);
+            // Setting what is there changes nothing, but may be forbidden.
+            let _ = set_fsxattr(file.as_fd(), value);
+            assert_eq!(fsxattr(file.as_fd()).unwrap().project, value.project);
+        }
+        assert!(fat_attributes(file.as_fd()).is_err(), "a FAT file system for temporary files?");
+        assert!(set_fat_attributes(file.as_fd(), 0).is_err());
+    }
+}

@@ -1,0 +1,177 @@
+//! Listings of groups, snapshots and files, in the shapes of the reference's API.
+
+use crate::error::Result;
+use crate::snapshot::open_manifest;
+use keepwell_model::manifest::CryptMode;
+use keepwell_model::{ArchiveName, BackupType, GroupId, Manifest, Namespace, SnapshotId};
+use keepwell_store::{SnapshotInfo, SnapshotStore};
+use serde::Serialize;
+
+/// A group: one line of `list`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GroupItem {
+    pub backup_count: u64,
+    pub backup_id: String,
+    pub backup_type: BackupType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    pub files: Vec<String>,
+    pub last_backup: i64,
+    pub owner: String,
+    #[serde(skip)]
+    pub last: SnapshotId,
+}
+
+/// A file: what only the manifest knows is missing for others.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileItem {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crypt_mode: Option<CryptMode>,
+    pub filename: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// A snapshot: one line of `snapshot list`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotItem {
+    pub backup_id: String,
+    pub backup_time: i64,
+    pub backup_type: BackupType,
+    /// first line of the notes
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    pub files: Vec<FileItem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    pub owner: String,
+    pub protected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verification: Option<serde_json::Value>,
+    #[serde(skip)]
+    pub snapshot: SnapshotId,
+    /// whether there is a manifest
+    #[serde(skip)]
+    pub finished: bool,
+    #[serde(skip)]
+    pub notes: String,
+}
+
+/// Groups of a namespace, sorted.
+pub fn groups(store: &dyn SnapshotStore, namespace: &Namespace) -> Result<Vec<GroupItem>> {
+    let mut items = Vec::new();
+    for info in store.groups(namespace)? {
+        let snapshots = store.snapshots(namespace, Some(&info.group))?;
+        // The newest finished one, or the newest of all where none is.
+        let finished = snapshots.iter().rev().find(|snapshot| snapshot.manifest.is_some());
+        let Some(last) = finished.or(snapshots.last()) else { continue };
+        items.push(GroupItem {
+            backup_count: snapshots.len() as u64,
+            backup_id: info.group.id.to_string(),
+            backup_type: info.group.kind,
+            comment: info.comment,
+            files: last.files.iter().map(ArchiveName::to_string).collect(),
+            last_backup: last.snapshot.time.unix(),
+            owner: info.owner,
+            last: last.snapshot.clone(),
+        });
+    }
+    Ok(items)
+}
+
+/// Snapshots of a namespace, or of one group of it.
+pub fn snapshots(
+    store: &dyn SnapshotStore,
+    namespace: &Namespace,
+    group: Option<&GroupId>,
+) -> Result<Vec<SnapshotItem>> {
+    Ok(store.snapshots(namespace, group)?.into_iter().map(item).collect())
+}
+
+fn item(info: SnapshotInfo) -> SnapshotItem {
+    let manifest_bytes = info.manifest.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let finished = info.manifest.is_some();
+    let manifest = info.manifest.and_then(|bytes| {
+        let opened = open_manifest(&info.snapshot, bytes);
+        opened.inspect_err(|problem| tracing::warn!("{problem}")).ok()
+    });
+    let files = files_of(manifest.as_ref(), manifest_bytes, &info.files);
+    let notes = manifest.as_ref().map_or("", Manifest::notes).to_owned();
+    let manifest = manifest.as_ref();
+    SnapshotItem {
+        backup_id: info.snapshot.group.id.to_string(),
+        backup_time: info.snapshot.time.unix(),
+        backup_type: info.snapshot.group.kind,
+        comment: notes.lines().next().filter(|line| !line.is_empty()).map(str::to_owned),
+        fingerprint: manifest.and_then(Manifest::key_fingerprint).map(str::to_owned),
+        owner: info.owner,
+        protected: info.protected,
+        size: manifest.map(|_| files.iter().filter_map(|file| file.size).sum()),
+        verification: manifest.and_then(Manifest::verify_state).cloned(),
+        files,
+        snapshot: info.snapshot,
+        finished,
+        notes,
+    }
+}
+
+/// Those of the manifest, the manifest, and others on disk.
+fn files_of(
+    manifest: Option<&Manifest>,
+    manifest_bytes: u64,
+    on_disk: &[ArchiveName],
+) -> Vec<FileItem> {
+    let mut files = Vec::new();
+    let mut push = |name: &ArchiveName, crypt_mode, size| {
+        files.push(FileItem { crypt_mode, filename: name.to_string(), size });
+    };
+    if let Some(manifest) = manifest {
+        for file in &manifest.files {
+            push(&file.name, Some(file.crypt_mode), Some(file.size));
+        }
+        let signed = manifest.signature.is_some();
+        let mode = if signed { CryptMode::SignOnly } else { CryptMode::None };
+        push(&ArchiveName::manifest(), Some(mode), Some(manifest_bytes));
+    }
+    let listed = |name: &ArchiveName| match manifest {
+        Some(manifest) => manifest.file(name).is_some() || *name == ArchiveName::manifest(),
+        None => false,
+    };
+    for name in on_disk.iter().filter(|name| !listed(name)) {
+        push(name, None, None);
+    }
+    files
+}
+
+/// Files of one snapshot.
+pub fn files(
+    store: &dyn SnapshotStore,
+    namespace: &Namespace,
+    snapshot: &SnapshotId,
+) -> Result<Vec<FileItem>> {
+    let reader = store.open(namespace, snapshot)?;
+    let all = store.snapshots(namespace, Some(&snapshot.group))?;
+    let found = all.into_iter().find(|info| info.snapshot == *reader.snapshot());
+    Ok(found.map(item).map(|item| item.files).unwrap_or_default())
+}
+
+/// The newest finished snapshot of a group, and those newer ones that are not finished.
+pub fn newest(
+    store: &dyn SnapshotStore,
+    namespace: &Namespace,
+    group: &GroupId,
+) -> Result<(Option<SnapshotId>, Vec<SnapshotId>)> {
+    let mut skipped = Vec::new();
+    for info in store.snapshots(namespace, Some(group))?.into_iter().rev() {
+        if info.manifest.is_some() {
+            return Ok((Some(info.snapshot), skipped));
+        }
+        skipped.push(info.snapshot);
+    }
+    Ok((None, skipped))
+}

@@ -1,0 +1,316 @@
+//! Writing what an archive holds below an open directory. Names are single components and no
+//! symbolic link is followed, so nothing outside of the target can be reached.
+//!
+//! Order of metadata and what is ignored: shared/spec/pxar.md §12.
+
+use crate::input::attributes::{fsxattr, set_fat_attributes, set_fsxattr};
+use crate::plugin::{EntryKind, Metadata};
+use rustix::fs::{
+    AtFlags, FileType, IFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT,
+    XattrFlags,
+};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// Which metadata to leave alone, and what may be replaced.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutputOptions {
+    pub allow_existing_dirs: bool,
+    pub overwrite_files: bool,
+    pub overwrite_symlinks: bool,
+    pub overwrite_hardlinks: bool,
+    pub ignore_acls: bool,
+    pub ignore_xattrs: bool,
+    pub ignore_fcaps: bool,
+    pub ignore_ownership: bool,
+    pub ignore_permissions: bool,
+    pub ignore_device_errors: bool,
+    pub skip_devices: bool,
+    pub skip_fifos: bool,
+    pub skip_sockets: bool,
+}
+
+/// A step that failed, and how.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) step: &'static str,
+    pub(crate) error: Errno,
+}
+
+type Outcome<T> = Result<T, Trouble>;
+
+fn step(step: &'static str) -> impl Fn(Errno) -> Trouble {
+    move |error| Trouble { step, error }
+}
+
+const NAME_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
+
+/// Makes a directory below another and opens it.
+pub(crate) fn make_directory(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Outcome<OwnedFd> {
+    // Nobody else may look in before it has its final rights.
+    let mode = if options.ignore_permissions { metadata.mode & 0o777 | 0o700 } else { 0o700 };
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        Err(Errno::EXIST) if options.allow_existing_dirs => {}
+        other => other.map_err(step("create directory"))?,
+    }
+    let flags = NAME_FLAGS | OFlags::DIRECTORY | OFlags::RDONLY;
+    rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(step("enter directory"))
+}
+
+/// Makes a file of this length, all of it a hole.
+pub(crate) fn make_file(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Outcome<File> {
+    let flags = NAME_FLAGS | OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK;
+    let flags = if options.overwrite_files { flags } else { flags | OFlags::EXCL };
+    let mode = Mode::from_raw_mode(0o600);
+    let fd = rustix::fs::openat(parent, name, flags, mode).map_err(step("create file"))?;
+    if options.overwrite_files {
+        // What is there may be a device: writing to it would be a disaster.
+        let stat = rustix::fs::fstat(&fd).map_err(step("create file"))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Trouble { step: "overwrite what is no file", error: Errno::EXIST });
+        }
+        rustix::fs::ftruncate(&fd, 0).map_err(step("truncate file"))?;
+    }
+    let early = IFlags::from_bits_truncate((metadata.inode_flags & EARLY_FLAGS) as _);
+    if !early.is_empty() {
+        // They only work while the file is empty; not all file systems know them.
+        let _ = rustix::fs::ioctl_setflags(&fd, early);
+    }
+    if metadata.size > 0 {
+        rustix::fs::ftruncate(&fd, metadata.size).map_err(step("set file size"))?;
+    }
+    Ok(fd.into())
+}
+
+/// No atime, compress, no copy on write, don't compress, inherit project.
+const EARLY_FLAGS: u32 = 0x80 | 0x4 | 0x80_0000 | 0x400 | 0x2000_0000;
+/// All that an archive keeps.
+const KEPT_FLAGS: u32 = EARLY_FLAGS | 0x20 | 0x40 | 0x1_0000 | 0x10 | 0x8;
+const BLOCK_BYTES: usize = 4096;
+
+/// Writes bytes into a file made by [`make_file`]; blocks of zeros stay holes.
+pub(crate) fn write_sparsely(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    let is_zero =
+        |block: &[u8]| block.first() == Some(&0) && block[..block.len() - 1] == block[1..];
+    let mut run = 0;
+    let mut at = 0;
+    for block in bytes.chunks(BLOCK_BYTES) {
+        if is_zero(block) {
+            if run < at {
+                file.write_all_at(&bytes[run..at], offset + run as u64)?;
+            }
+            run = at + block.len();
+        }
+        at += block.len();
+    }
+    if run < at {
+        file.write_all_at(&bytes[run..at], offset + run as u64)?;
+    }
+    Ok(())
+}
+
+/// Makes a link, device, fifo or socket, with its metadata.
+pub(crate) fn make_special(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Outcome<()> {
+    let skipped = match metadata.kind {
+        EntryKind::BlockDevice | EntryKind::CharacterDevice => options.skip_devices,
+        EntryKind::Fifo => options.skip_fifos,
+        EntryKind::Socket => options.skip_sockets,
+        _ => false,
+    };
+    if skipped {
+        return Ok(());
+    }
+    if metadata.kind == EntryKind::Symlink {
+        let target = metadata.link_target.as_deref().unwrap_or_default();
+        let make = || rustix::fs::symlinkat(target, parent, name);
+        replacing(parent, name, options.overwrite_symlinks, make)
+            .map_err(step("create symbolic link"))?;
+    } else {
+        let kind = match metadata.kind {
+            EntryKind::BlockDevice => FileType::BlockDevice,
+            EntryKind::CharacterDevice => FileType::CharacterDevice,
+            EntryKind::Fifo => FileType::Fifo,
+            _ => FileType::Socket,
+        };
+        let (major, minor) = metadata.device.unwrap_or_default();
+        let device = rustix::fs::makedev(major, minor);
+        let mode = Mode::from_raw_mode(metadata.mode);
+        match rustix::fs::mknodat(parent, name, kind, mode, device) {
+            Err(_) if options.ignore_device_errors => return Ok(()),
+            other => other.map_err(step("create special file"))?,
+        }
+    }
+    apply_to_name(parent, name, metadata, options)
+}
+
+/// Makes one more name of a file below `root`.
+pub(crate) fn make_hard_link(
+    root: BorrowedFd<'_>,
+    target: &[Vec<u8>],
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    options: &OutputOptions,
+) -> Outcome<()> {
+    let Some((last, dirs)) = target.split_last() else {
+        return Err(Trouble { step: "create hard link", error: Errno::NOENT });
+    };
+    let opened;
+    let target_dir = if dirs.is_empty() {
+        root
+    } else {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let path = dirs.join(&b'/');
+        opened = rustix::fs::openat2(root, &path[..], flags, Mode::empty(), resolve)
+            .map_err(step("find target of hard link"))?;
+        opened.as_fd()
+    };
+    let make = || rustix::fs::linkat(target_dir, &last[..], parent, name, AtFlags::empty());
+    replacing(parent, name, options.overwrite_hardlinks, make).map_err(step("create hard link"))
+}
+
+/// Tries again after removing what has the name, where that is allowed. Directories stay.
+fn replacing(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    allowed: bool,
+    make: impl Fn() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    match make() {
+        Err(Errno::EXIST) if allowed => {
+            rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+            make()
+        }
+        other => other,
+    }
+}
+
+/// File systems without a feature lose it; that is no error.
+fn tolerant(outcome: Result<(), Errno>) -> Result<(), Errno> {
+    match outcome {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        other => other,
+    }
+}
+
+fn times(metadata: &Metadata) -> Timestamps {
+    let modified = metadata.modified;
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
+        last_modification: Timespec {
+            tv_sec: modified.seconds,
+            tv_nsec: modified.nanoseconds.into(),
+        },
+    }
+}
+
+fn apply_to_name(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Outcome<()> {
+    let (uid, gid) = owners(metadata);
+    if !options.ignore_ownership {
+        let changed = rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        tolerant(changed).map_err(step("set owner"))?;
+    }
+    if !options.ignore_permissions && metadata.kind != EntryKind::Symlink {
+        let mode = Mode::from_raw_mode(metadata.mode);
+        let changed = rustix::fs::chmodat(parent, name, mode, AtFlags::empty());
+        tolerant(changed).map_err(step("set permissions"))?;
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    tolerant(rustix::fs::utimensat(parent, name, &times(metadata), flags)).map_err(step("set time"))
+}
+
+fn owners(metadata: &Metadata) -> (Option<rustix::fs::Uid>, Option<rustix::fs::Gid>) {
+    let uid = rustix::fs::Uid::from_raw(metadata.owner);
+    let gid = rustix::fs::Gid::from_raw(metadata.group);
+    (Some(uid), Some(gid))
+}
+
+/// Gives a file or directory its metadata: the last thing that happens to it.
+pub(crate) fn apply(
+    fd: BorrowedFd<'_>,
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Outcome<()> {
+    if !options.ignore_ownership {
+        let (uid, gid) = owners(metadata);
+        tolerant(rustix::fs::fchown(fd, uid, gid)).map_err(step("set owner"))?;
+    }
+    set_extended(fd, metadata, options).map_err(step("set extended attributes"))?;
+    if let Some(project) = metadata.project
+        && let Ok(mut value) = fsxattr(fd)
+    {
+        value.project = project;
+        tolerant(set_fsxattr(fd, value)).map_err(step("set quota project"))?;
+    }
+    if !options.ignore_permissions {
+        let mode = Mode::from_raw_mode(metadata.mode);
+        tolerant(rustix::fs::fchmod(fd, mode)).map_err(step("set permissions"))?;
+    }
+    tolerant(rustix::fs::futimens(fd, &times(metadata))).map_err(step("set time"))?;
+    if metadata.inode_flags != 0 {
+        set_flags(fd, metadata.inode_flags).map_err(step("set attributes (chattr)"))?;
+    }
+    if metadata.fat_attributes != 0 {
+        // Only FAT has them, and only there they mean something.
+        let _ = set_fat_attributes(fd, metadata.fat_attributes);
+    }
+    Ok(())
+}
+
+fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
+    let Ok(current) = rustix::fs::ioctl_getflags(fd) else { return Ok(()) };
+    let current = current.bits() as u32;
+    let new = wanted & KEPT_FLAGS | current & !KEPT_FLAGS;
+    if new == current {
+        return Ok(());
+    }
+    match rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(new as _)) {
+        // Flags that another file system knew.
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL) => Ok(()),
+        other => other,
+    }
+}
+
+fn set_extended(
+    fd: BorrowedFd<'_>,
+    metadata: &Metadata,
+    options: &OutputOptions,
+) -> Result<(), Errno> {
+    for (name, value) in &metadata.extended {
+        let ignored = match &name[..] {
+            b"security.capability" => options.ignore_fcaps,
+            b"system.posix_acl_access" | b"system.posix_acl_default" => options.ignore_acls,
+            _ => options.ignore_xattrs,
+        };
+        if ignored {
+            continue;
+        }
+        match rustix::fs::fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}

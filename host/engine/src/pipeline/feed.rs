@@ -1,0 +1,172 @@
+//! Reads pieces into the buffers of a consumer.
+
+use crate::error::{EngineError, Result};
+use crate::input::InputFile;
+use crate::plugin::Failure;
+use crate::progress::{Cancel, Counters};
+use crate::report::{Omission, Report};
+use crate::sink::Piece;
+use crossbeam_channel::Receiver;
+
+/// Takes the bytes of a stream, in order.
+pub(crate) trait Consumer {
+    /// Room for the next bytes, never empty.
+    fn room(&mut self) -> Result<&mut [u8]>;
+    /// The first `length` bytes of the room have been filled.
+    fn filled(&mut self, length: usize) -> Result<()>;
+}
+
+/// Feeds a consumer until the source is done with the stream.
+pub(crate) fn feed(
+    pieces: &Receiver<Piece>,
+    consumer: &mut dyn Consumer,
+    report: &Report,
+    cancel: &Cancel,
+    counters: &Counters,
+) -> Result<()> {
+    let mut feeder = Feeder { consumer, report, cancel, counters };
+    for piece in pieces {
+        match piece {
+            Piece::Bytes(bytes) => feeder.bytes(&bytes)?,
+            Piece::File { file, offset, length } => feeder.file(&file, offset, length)?,
+            Piece::ToEnd { file, answer } => {
+                let length = feeder.to_end(&file)?;
+                let _ = answer.send(length);
+            }
+        }
+    }
+    cancel.check()?;
+    Ok(())
+}
+
+struct Feeder<'a> {
+    consumer: &'a mut dyn Consumer,
+    report: &'a Report,
+    cancel: &'a Cancel,
+    counters: &'a Counters,
+}
+
+impl Feeder<'_> {
+    fn filled(&mut self, length: usize) -> Result<()> {
+        Counters::add(&self.counters.bytes, length as u64);
+        self.consumer.filled(length)
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = self.consumer.room()?;
+            let length = room.len().min(bytes.len());
+            let (now, later) = bytes.split_at(length);
+            room[..length].copy_from_slice(now);
+            self.filled(length)?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, mut length: u64) -> Result<()> {
+        while length > 0 {
+            self.cancel.check()?;
+            let room = self.consumer.room()?;
+            let now = room.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            room[..now].fill(0);
+            self.filled(now)?;
+            length -= now as u64;
+        }
+        Ok(())
+    }
+
+    /// Exactly `length` bytes, whatever became of the file.
+    fn file(&mut self, file: &InputFile, offset: u64, length: u64) -> Result<()> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            self.cancel.check()?;
+            let mut data_end = end;
+            if file.is_sparse {
+                let (start, stop) = match file.next_data(at) {
+                    Ok(Some(data)) => data,
+                    Ok(None) if file.size >= end => (end, end),
+                    // Not a hole but the end: read on, and notice it below.
+                    Ok(None) | Err(_) => (at, end),
+                };
+                let hole = start.min(end) - at;
+                self.zeros(hole)?;
+                at += hole;
+                data_end = stop.min(end).max(at);
+            }
+            at = self.data(file, at, data_end)?;
+            if at < data_end {
+                self.short(file, end - at)?;
+                return Ok(());
+            }
+        }
+        if file.is_sparse || file.size != end {
+            return Ok(());
+        }
+        // One byte more than announced: the file grew while it was read.
+        let mut byte = [0];
+        if length > 0 && file.read_at(&mut byte, end).is_ok_and(|read| read > 0) {
+            let detail = "file size increased while reading, file will be truncated!";
+            self.report.skip(&file.path(), Omission::Changed, detail);
+        }
+        Ok(())
+    }
+
+    /// Reads up to `end`; returns how far it came.
+    fn data(&mut self, file: &InputFile, mut at: u64, end: u64) -> Result<u64> {
+        while at < end {
+            self.cancel.check()?;
+            let room = self.consumer.room()?;
+            let now = room.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            match file.read_at(&mut room[..now], at) {
+                Ok(0) => return Ok(at),
+                Ok(read) => {
+                    self.filled(read)?;
+                    at += read as u64;
+                }
+                Err(error) => return self.unreadable(file, error).map(|()| at),
+            }
+        }
+        Ok(at)
+    }
+
+    /// A file that was promised and can't be read is filled up like a short one; a device is not.
+    fn unreadable(&mut self, file: &InputFile, error: std::io::Error) -> Result<()> {
+        let path = crate::report::shown_path(&file.path());
+        if file.kind != crate::plugin::EntryKind::File {
+            return Err(EngineError::Io { action: "read", path, source: error });
+        }
+        self.report.skip(&file.path(), Omission::Changed, &format!("reading failed: {error}"));
+        Ok(())
+    }
+
+    fn short(&mut self, file: &InputFile, missing: u64) -> Result<()> {
+        if file.kind != crate::plugin::EntryKind::File {
+            let path = crate::report::shown_path(&file.path());
+            let problem = format!("{path}: {missing} bytes fewer than its size says");
+            return Err(Failure::Io(problem).into());
+        }
+        let detail = "file size shrunk while reading, file will be padded with zeros!";
+        self.report.skip(&file.path(), Omission::Changed, detail);
+        self.zeros(missing)
+    }
+
+    fn to_end(&mut self, file: &InputFile) -> Result<u64> {
+        let mut length = 0;
+        loop {
+            self.cancel.check()?;
+            let room = self.consumer.room()?;
+            let read = file.read_on(room).map_err(|source| EngineError::Io {
+                action: "read",
+                path: crate::report::shown_path(&file.path()),
+                source,
+            })?;
+            if read == 0 {
+                return Ok(length);
+            }
+            self.filled(read)?;
+            length += read as u64;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Threads that turn plain chunks into stored ones.
+
+use crate::error::{EngineError, Result};
+use crate::progress::Counters;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use keepwell_model::{ChunkDigest, StoredChunk};
+use keepwell_seal::Sealer;
+use keepwell_store::BackupSession;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// More would cost memory, up to 32 MiB each, and gain little.
+const WORKERS_MAX: usize = 8;
+
+/// A buffer of a chunk's largest size; the bytes beyond `length` are left over from before.
+pub(crate) struct Buffer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) length: usize,
+}
+
+impl Buffer {
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// Buffers to be used again: fresh ones cost page faults.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    free: Arc<Mutex<Vec<Vec<u8>>>>,
+    size: usize,
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize) -> Self {
+        Self { free: Arc::default(), size }
+    }
+
+    pub(crate) fn take(&self) -> Buffer {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = free.pop().unwrap_or_else(|| vec![0; self.size]);
+        Buffer { bytes, length: 0 }
+    }
+
+    pub(crate) fn give(&self, buffer: Buffer) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer.bytes);
+    }
+}
+
+/// What a worker answers.
+pub(crate) enum Answer {
+    Stored(StoredChunk),
+    /// The chunk is the expected one; its bytes may still be wanted.
+    Expected(StoredChunk, Buffer),
+    /// The bytes are not those of the expected chunk.
+    Unexpected(Buffer),
+}
+
+/// One chunk for a worker.
+pub(crate) struct Job {
+    pub(crate) buffer: Buffer,
+    pub(crate) pool: Pool,
+    /// only this chunk is wanted; other bytes are handed back
+    pub(crate) expected: Option<ChunkDigest>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) answer: Sender<Result<Answer>>,
+}
+
+/// The threads of one backup, shared by all its streams. They end when it is dropped.
+pub(crate) struct Workers {
+    jobs: Sender<Job>,
+    pub(crate) count: usize,
+}
+
+impl Workers {
+    pub(crate) fn start(session: &Arc<dyn BackupSession>) -> Result<Self> {
+        let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+        let (jobs, queue) = bounded::<Job>(1);
+        for number in 0..count {
+            let worker = Worker {
+                queue: queue.clone(),
+                session: session.clone(),
+                sealer: Sealer::new()?,
+                zeros: HashMap::new(),
+            };
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            let started = thread.spawn(move || worker.run());
+            started.map_err(crate::error::io_error("start", "a worker thread"))?;
+        }
+        Ok(Self { jobs, count })
+    }
+
+    pub(crate) fn queue(&self) -> Sender<Job> {
+        self.jobs.clone()
+    }
+
+    /// The same threads, for one more user.
+    pub(crate) fn share(&self) -> Self {
+        Self { jobs: self.jobs.clone(), count: self.count }
+    }
+}
+
+struct Worker {
+    queue: Receiver<Job>,
+    session: Arc<dyn BackupSession>,
+    sealer: Sealer,
+    /// digests of chunks of zeros by length: they are frequent, and dear to compute
+    zeros: HashMap<usize, ChunkDigest>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while let Ok(job) = self.queue.recv() {
+            let outcome = self.store(job.buffer, &job.pool, job.expected, &job.counters);
+            // Nobody waits any more where the backup failed elsewhere.
+            let _ = job.answer.send(outcome);
+        }
+    }
+
+    fn store(
+        &mut self,
+        buffer: Buffer,
+        pool: &Pool,
+        expected: Option<ChunkDigest>,
+        counters: &Counters,
+    ) -> Result<Answer> {
+        let plain = buffer.filled();
+        let digest = self.digest(plain);
+        if expected.is_some_and(|expected| expected != digest) {
+            return Ok(Answer::Unexpected(buffer));
+        }
+        let stored = self.insert(digest, plain, counters)?;
+        if expected.is_some() {
+            return Ok(Answer::Expected(stored, buffer));
+        }
+        pool.give(buffer);
+        Ok(Answer::Stored(stored))
+    }
+
+    fn insert(
+        &mut self,
+        digest: ChunkDigest,
+        plain: &[u8],
+        counters: &Counters,
+    ) -> Result<StoredChunk> {
+        let chunks = self.session.chunks();
+        let length = plain.len() as u64;
+        let stored = match chunks.touch(&digest, length)? {
+            Some(stored) => stored,
+            None => chunks.insert(&self.sealer.seal_chunk(digest, plain)?)?,
+        };
+        Counters::add(&counters.chunks, 1);
+        if !stored.known {
+            Counters::add(&counters.new_chunks, 1);
+            Counters::add(&counters.new_bytes, length);
+            Counters::add(&counters.stored_bytes, stored.stored_bytes);
+        }
+        Ok(stored)
+    }
+
+    fn digest(&mut self, plain: &[u8]) -> ChunkDigest {
+        if !is_zero(plain) {
+            return Sealer::digest(plain);
+        }
+        *self.zeros.entry(plain.len()).or_insert_with(|| Sealer::digest(plain))
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Comparing a slice with itself, one byte on, is a memcmp.
+    bytes.first() == Some(&0) && bytes[..bytes.len() - 1] == bytes[1..]
+}
+
+impl From<crossbeam_channel::RecvError> for EngineError {
+    fn from(_: crossbeam_channel::RecvError) -> Self {
+        Self::Worker
+    }
+}

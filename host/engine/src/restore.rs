@@ -1,0 +1,606 @@
+//! Restores an archive into a directory, or a single file.
+//!
+//! One thread walks the archive, makes directories, files and links in order; others fetch content
+//! and write it. A directory gets its metadata when the last thing below it is done: that is when
+//! nobody holds its [`Dir`] any more.
+
+use crate::archive::{ChunkedArchive, RandomAccess};
+use crate::error::{EngineError, Result, io_error};
+use crate::output::{self, OutputOptions, Trouble};
+use crate::pattern::{PatternList, Verdict};
+use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Metadata};
+use crate::progress::{Cancel, Counters};
+use crate::report::shown_path;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+
+/// Events asked of a walk at a time.
+const WALK_BATCH: u32 = 128;
+/// Files waiting to be written; each holds a descriptor.
+const QUEUE_JOBS: usize = 128;
+/// Deeper trees are refused: each open level holds a descriptor.
+const DEPTH_MAX: usize = 2048;
+
+/// What to restore, and how.
+#[derive(Default)]
+pub struct RestoreRequest {
+    pub options: OutputOptions,
+    /// nothing in it: everything
+    pub patterns: PatternList,
+    /// go on after damage, and report it at the end
+    pub keep_going: bool,
+    /// the archive comes from a pipe: everything in its order, on one thread
+    pub sequential: bool,
+}
+
+/// Where content comes from.
+pub trait ContentSource: Send + Sync {
+    /// Writes a stretch of a stream into a file at `at`, in parts that may be written at once by
+    /// several threads. Returns the parts.
+    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>>;
+    /// The bytes of one part.
+    fn fetch(&self, part: &ContentPart) -> Result<Fetched>;
+}
+
+/// A part of an extent that can be fetched on its own.
+#[derive(Clone, Copy, Debug)]
+pub struct ContentPart {
+    pub stream: u32,
+    pub position: usize,
+    pub from: usize,
+    pub to: usize,
+}
+
+/// Bytes of a part.
+pub struct Fetched {
+    pub bytes: Arc<Vec<u8>>,
+    pub from: usize,
+    pub to: usize,
+}
+
+/// The chunked streams of a stored archive.
+pub struct StoredContent(pub Vec<Arc<ChunkedArchive>>);
+
+impl ContentSource for StoredContent {
+    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>> {
+        let archive = self.0.get(extent.stream as usize)?;
+        let parts = archive.parts(extent.offset, extent.length)?.into_iter();
+        let Extent { stream, .. } = extent;
+        Some(
+            parts
+                .map(|p| ContentPart { stream, position: p.position, from: p.from, to: p.to })
+                .collect(),
+        )
+    }
+
+    fn fetch(&self, part: &ContentPart) -> Result<Fetched> {
+        let archive = self.0.get(part.stream as usize).ok_or(EngineError::Worker)?;
+        let bytes = archive.chunk(part.position)?;
+        Ok(Fetched { bytes, from: part.from, to: part.to })
+    }
+}
+
+/// Content that is read piece by piece, not chunk by chunk: from a file, a blob, or a pipe.
+pub struct PlainContent(pub Vec<Arc<dyn RandomAccess>>);
+
+/// Bytes of a part of plain content.
+const PLAIN_PART_BYTES: u64 = 1 << 20;
+
+impl ContentSource for PlainContent {
+    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>> {
+        self.0.get(extent.stream as usize)?;
+        let end = usize::try_from(extent.offset.checked_add(extent.length)?).ok()?;
+        let start = usize::try_from(extent.offset).ok()?;
+        let stream = extent.stream;
+        let parts = (start..end).step_by(PLAIN_PART_BYTES as usize).map(|from| {
+            let to = from.saturating_add(PLAIN_PART_BYTES as usize).min(end);
+            ContentPart { stream, position: 0, from, to }
+        });
+        Some(parts.collect())
+    }
+
+    fn fetch(&self, part: &ContentPart) -> Result<Fetched> {
+        let source = self.0.get(part.stream as usize).ok_or(EngineError::Worker)?;
+        let length = part.to - part.from;
+        let bytes = source.read_at(part.from as u64, length as u32)?;
+        if bytes.len() != length {
+            let problem = format!("the archive ends before byte {}", part.to);
+            return Err(crate::plugin::Failure::Corrupt(problem).into());
+        }
+        Ok(Fetched { bytes: Arc::new(bytes), from: 0, to: length })
+    }
+}
+
+/// What all threads of a restore share.
+struct Shared {
+    content: Arc<dyn ContentSource>,
+    options: OutputOptions,
+    keep_going: bool,
+    cancel: Cancel,
+    counters: Arc<Counters>,
+    failed: AtomicBool,
+    first: Mutex<Option<EngineError>>,
+    troubles: AtomicU64,
+    on_trouble: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Shared {
+    /// Notes an error; without `keep_going` the first one ends the restore.
+    fn trouble(&self, error: EngineError) {
+        self.troubles.fetch_add(1, Ordering::Relaxed);
+        if self.keep_going {
+            (self.on_trouble)(&chain(&error));
+            return;
+        }
+        self.failed.store(true, Ordering::Relaxed);
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn is_over(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) || self.cancel.is_cancelled()
+    }
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A directory of the target. Gets its metadata when dropped.
+struct Dir {
+    parent: Option<Arc<Dir>>,
+    name: Vec<u8>,
+    metadata: Metadata,
+    fd: OnceLock<OwnedFd>,
+    shared: Arc<Shared>,
+    depth: usize,
+    /// it is the user's, not the archive's: its metadata stays
+    bare: bool,
+}
+
+impl Dir {
+    fn path(&self) -> Vec<u8> {
+        let mut names = vec![&self.name[..]];
+        let mut dir = self;
+        while let Some(parent) = &dir.parent {
+            names.push(&parent.name);
+            dir = parent;
+        }
+        names.reverse();
+        names.iter().filter(|name| !name.is_empty()).copied().collect::<Vec<_>>().join(&b'/')
+    }
+
+    fn path_of(&self, name: &[u8]) -> String {
+        let mut path = self.path();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend(name);
+        shown_path(&path)
+    }
+
+    fn error(&self, name: &[u8], trouble: Trouble) -> EngineError {
+        let source = std::io::Error::from(trouble.error);
+        let mut problem = format!("failed to {}: {source}", trouble.step);
+        if trouble.step == "set owner" && trouble.error == rustix::io::Errno::PERM {
+            problem += " (use --ignore-ownership to restore without root)";
+        }
+        EngineError::Entry { path: self.path_of(name), problem }
+    }
+
+    /// The directory itself, made when it is first needed.
+    fn open(&self) -> Result<BorrowedFd<'_>> {
+        if let Some(fd) = self.fd.get() {
+            return Ok(fd.as_fd());
+        }
+        let parent = self.parent.as_ref().ok_or(EngineError::Worker)?;
+        let made = output::make_directory(
+            parent.open()?,
+            &self.name,
+            &self.metadata,
+            &self.shared.options,
+        );
+        let fd = made.map_err(|trouble| parent.error(&self.name, trouble))?;
+        Ok(self.fd.get_or_init(|| fd).as_fd())
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.get()
+            && !self.bare
+            && !self.shared.is_over()
+            && let Err(trouble) = output::apply(fd.as_fd(), &self.metadata, &self.shared.options)
+        {
+            let error = self.error(b"", trouble);
+            self.shared.trouble(error);
+        }
+    }
+}
+
+/// A file that is being written by several threads. Finished when dropped.
+struct OpenFile {
+    dir: Arc<Dir>,
+    name: Vec<u8>,
+    metadata: Metadata,
+    file: File,
+    damaged: AtomicBool,
+    /// metadata of a single file is not restored, only content
+    bare: bool,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let shared = &self.dir.shared;
+        let damaged = self.damaged.load(Ordering::Relaxed);
+        if shared.is_over() || damaged && !shared.keep_going {
+            // Half a file is worse than none.
+            if let Ok(dir) = self.dir.open() {
+                let _ = rustix::fs::unlinkat(dir, &self.name[..], rustix::fs::AtFlags::empty());
+            }
+            return;
+        }
+        if !self.bare
+            && let Err(trouble) = output::apply(self.file.as_fd(), &self.metadata, &shared.options)
+        {
+            shared.trouble(self.dir.error(&self.name, trouble));
+        }
+    }
+}
+
+/// A part of a file for a writer.
+struct Job {
+    file: Arc<OpenFile>,
+    part: ContentPart,
+    offset: u64,
+}
+
+fn write_parts(jobs: &Receiver<Job>) {
+    jobs.iter().for_each(|job| job.write());
+}
+
+impl Job {
+    fn write(self) {
+        let job = self;
+        let shared = &job.file.dir.shared;
+        if shared.is_over() {
+            return;
+        }
+        let written = shared.content.fetch(&job.part).and_then(|fetched| {
+            let bytes = &fetched.bytes[fetched.from..fetched.to];
+            let path = job.file.dir.path_of(&job.file.name);
+            output::write_sparsely(&job.file.file, bytes, job.offset)
+                .map_err(io_error("write", path))
+        });
+        Counters::add(&shared.counters.bytes, (job.part.to - job.part.from) as u64);
+        if let Err(error) = written {
+            job.file.damaged.store(true, Ordering::Relaxed);
+            let path = job.file.dir.path_of(&job.file.name);
+            let end = job.offset + (job.part.to - job.part.from) as u64;
+            let problem = format!("bytes {} to {end}: {}", job.offset, chain(&error));
+            shared.trouble(EngineError::Entry { path, problem });
+        }
+    }
+}
+
+/// What became of a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoreSummary {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+/// Restores one archive.
+pub struct Restore {
+    pub request: RestoreRequest,
+    pub content: Arc<dyn ContentSource>,
+    pub cancel: Cancel,
+    pub counters: Arc<Counters>,
+    /// hears of each thing that could not be restored, with `keep_going`
+    pub on_trouble: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Restore {
+    /// Restores all that the patterns select of `archive` into `target`: a directory, or a new
+    /// file where the archive is one.
+    pub fn run(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
+        let root = archive.root()?;
+        let Self { request, content, cancel, counters, on_trouble } = self;
+        let shared = Arc::new(Shared {
+            content,
+            options: request.options,
+            keep_going: request.keep_going,
+            cancel,
+            counters,
+            failed: AtomicBool::new(false),
+            first: Mutex::default(),
+            troubles: AtomicU64::new(0),
+            on_trouble,
+        });
+        let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        let (jobs, queue) = bounded(QUEUE_JOBS);
+        let outcome = thread::scope(|scope| {
+            for _ in 0..threads {
+                let queue = queue.clone();
+                scope.spawn(move || write_parts(&queue));
+            }
+            drop(queue);
+            let (patterns, sequential) = (&request.patterns, request.sequential);
+            let mut walk = Walk { shared: &shared, jobs, patterns, sequential };
+            match root.metadata.kind {
+                EntryKind::Directory => walk.directory(archive, root, target),
+                _ => walk.single_file(&root, target),
+            }
+        });
+        let first = shared.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(error) = first {
+            return Err(error);
+        }
+        if shared.cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        outcome?;
+        match shared.troubles.load(Ordering::Relaxed) {
+            0 => Ok(RestoreSummary {
+                entries: Counters::get(&shared.counters.entries),
+                bytes: Counters::get(&shared.counters.bytes),
+            }),
+            troubles => Err(EngineError::Incomplete(troubles)),
+        }
+    }
+}
+
+/// The walking thread's own.
+struct Walk<'a> {
+    shared: &'a Arc<Shared>,
+    jobs: Sender<Job>,
+    patterns: &'a PatternList,
+    sequential: bool,
+}
+
+/// An open directory of the walk, and whether what is in it is wanted unless a pattern says
+/// otherwise.
+struct Level {
+    dir: Arc<Dir>,
+    path: Vec<u8>,
+    wanted: bool,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, archive: &mut dyn Archive, root: Entry, target: &Path) -> Result<()> {
+        let shown = target.display().to_string();
+        let mut builder = std::fs::DirBuilder::new();
+        let made = builder.mode(0o700).recursive(true).create(target);
+        made.map_err(io_error("create target directory", &*shown))?;
+        let fd = OwnedFd::from(File::open(target).map_err(io_error("open target", &*shown))?);
+        let dir = Arc::new(Dir {
+            parent: None,
+            name: Vec::new(),
+            metadata: root.metadata,
+            fd: OnceLock::from(fd),
+            shared: self.shared.clone(),
+            depth: 0,
+            bare: false,
+        });
+        let wanted = self.patterns.is_empty();
+        let mut levels = vec![Level { dir, path: Vec::new(), wanted }];
+        archive.start_walk()?;
+        loop {
+            let events = archive.walk(if self.sequential { 1 } else { WALK_BATCH })?;
+            if events.is_empty() || self.shared.is_over() {
+                return Ok(());
+            }
+            for event in events {
+                if let Err(error) = self.event(archive, event, &mut levels) {
+                    self.shared.trouble(error);
+                }
+                if self.shared.is_over() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn event(
+        &mut self,
+        archive: &mut dyn Archive,
+        event: Event,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        match event {
+            Event::Leave => {
+                if levels.len() > 1 {
+                    levels.pop();
+                }
+                Ok(())
+            }
+            Event::Enter(entry) => {
+                let Some(top) = levels.last() else { return Ok(()) };
+                let (path, wanted) = self.judge(top, &entry);
+                let dir = Arc::new(Dir {
+                    parent: Some(top.dir.clone()),
+                    name: entry.name,
+                    metadata: entry.metadata,
+                    fd: OnceLock::new(),
+                    shared: self.shared.clone(),
+                    depth: top.dir.depth + 1,
+                    bare: false,
+                });
+                // It is on the stack even where it can't be made: what is in it must not end up
+                // in its parent.
+                levels.push(Level { dir: dir.clone(), path, wanted });
+                if dir.depth > DEPTH_MAX {
+                    let problem = format!("directories are nested more than {DEPTH_MAX} deep");
+                    return Err(EngineError::Refused(problem));
+                }
+                if wanted {
+                    dir.open()?;
+                    Counters::add(&self.shared.counters.entries, 1);
+                }
+                Ok(())
+            }
+            Event::Leaf(entry) => {
+                let Some(top) = levels.last() else { return Ok(()) };
+                let (_, wanted) = self.judge(top, &entry);
+                let dir = top.dir.clone();
+                if wanted { self.leaf(archive, &dir, &levels[0].dir, entry) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// The entry's path and whether it is wanted.
+    fn judge(&self, level: &Level, entry: &Entry) -> (Vec<u8>, bool) {
+        if self.patterns.is_empty() {
+            return (Vec::new(), level.wanted);
+        }
+        let mut path = level.path.clone();
+        path.push(b'/');
+        path.extend(&entry.name);
+        let is_directory = entry.metadata.kind == EntryKind::Directory;
+        let wanted = match self.patterns.judge(&path, is_directory) {
+            Verdict::Include => true,
+            Verdict::Exclude => false,
+            Verdict::None => level.wanted,
+        };
+        (path, wanted)
+    }
+
+    fn leaf(
+        &mut self,
+        archive: &mut dyn Archive,
+        dir: &Arc<Dir>,
+        root: &Arc<Dir>,
+        entry: Entry,
+    ) -> Result<()> {
+        Counters::add(&self.shared.counters.entries, 1);
+        let options = &self.shared.options;
+        match (&entry.content, entry.metadata.kind) {
+            (Content::HardLink { node, path }, _) => {
+                let made =
+                    output::make_hard_link(root.open()?, path, dir.open()?, &entry.name, options);
+                match made {
+                    // Its first name was not selected: it is restored under this one.
+                    Err(trouble)
+                        if trouble.error == rustix::io::Errno::NOENT
+                            && !self.patterns.is_empty() =>
+                    {
+                        let mut target = archive.entry(*node)?;
+                        if matches!(target.content, Content::HardLink { .. }) {
+                            return Err(dir.error(&entry.name, trouble));
+                        }
+                        target.name = entry.name;
+                        self.file(dir, target)
+                    }
+                    other => other.map_err(|trouble| dir.error(&entry.name, trouble)),
+                }
+            }
+            (_, EntryKind::File) => self.file(dir, entry),
+            _ => output::make_special(dir.open()?, &entry.name, &entry.metadata, options)
+                .map_err(|trouble| dir.error(&entry.name, trouble)),
+        }
+    }
+
+    fn file(&mut self, dir: &Arc<Dir>, entry: Entry) -> Result<()> {
+        let Entry { name, metadata, content, .. } = entry;
+        let extents = match content {
+            Content::Stored(extents) => extents,
+            Content::None => Vec::new(),
+            Content::Computed | Content::HardLink { .. } => {
+                let problem = "content that the plugin computes can't be restored yet".into();
+                return Err(EngineError::Entry { path: dir.path_of(&name), problem });
+            }
+        };
+        let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
+        if total != Some(metadata.size) {
+            let problem = "its content is not as long as its size says".into();
+            return Err(EngineError::Entry { path: dir.path_of(&name), problem });
+        }
+        let made = output::make_file(dir.open()?, &name, &metadata, &self.shared.options);
+        let file = made.map_err(|trouble| dir.error(&name, trouble))?;
+        let file = OpenFile {
+            dir: dir.clone(),
+            name,
+            metadata,
+            file,
+            damaged: AtomicBool::new(false),
+            bare: false,
+        };
+        self.queue(file, &extents)
+    }
+
+    /// Hands the content to the writers.
+    fn queue(&mut self, file: OpenFile, extents: &[Extent]) -> Result<()> {
+        let file = Arc::new(file);
+        let mut offset = 0;
+        for extent in extents {
+            let Some(parts) = self.shared.content.parts(*extent) else {
+                file.damaged.store(true, Ordering::Relaxed);
+                let path = file.dir.path_of(&file.name);
+                let problem = "its content lies outside of the archive".into();
+                return Err(EngineError::Entry { path, problem });
+            };
+            for part in parts {
+                let length = (part.to - part.from) as u64;
+                let job = Job { file: file.clone(), part, offset };
+                if self.sequential {
+                    job.write();
+                } else {
+                    self.jobs.send(job).map_err(|_| EngineError::Worker)?;
+                }
+                offset += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// An archive that is one file becomes a new file.
+    fn single_file(&mut self, root: &Entry, target: &Path) -> Result<()> {
+        let shown = target.display().to_string();
+        let cannot = || io_error("create target file", shown.clone());
+        let Content::Stored(extents) = &root.content else {
+            return Err(EngineError::Refused("the archive has no content".into()));
+        };
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let name = target
+            .file_name()
+            .ok_or_else(|| EngineError::Refused(format!("'{shown}' is no name for a file")))?;
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).open(target).map_err(cannot())?;
+        file.set_len(root.metadata.size).map_err(cannot())?;
+        let fd = OwnedFd::from(File::open(&parent).map_err(cannot())?);
+        let dir = Arc::new(Dir {
+            parent: None,
+            name: Vec::new(),
+            metadata: Metadata::of_kind(EntryKind::Directory),
+            fd: OnceLock::from(fd),
+            shared: self.shared.clone(),
+            depth: 0,
+            bare: true,
+        });
+        let file = OpenFile {
+            dir,
+            name: std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec(),
+            metadata: root.metadata.clone(),
+            file,
+            damaged: AtomicBool::new(false),
+            bare: true,
+        };
+        Counters::add(&self.shared.counters.entries, 1);
+        self.queue(file, extents)
+    }
+}

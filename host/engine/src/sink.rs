@@ -1,0 +1,181 @@
+//! Where a source puts its archive: calls queue, and native threads do the work.
+
+use crate::input::InputFile;
+use crate::plugin::{EntryKind, Extent, Failure, Timestamp};
+use crate::progress::{Cancel, Counters};
+use crate::report::{Notice, Omission, Report};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use keepwell_model::catalog::CatalogKind;
+use std::sync::Arc;
+
+/// Pieces that wait in a stream: each may hold a descriptor and some kilobytes.
+const QUEUE_PIECES: usize = 128;
+/// One call may not hand over more bytes than this.
+const WRITE_BYTES_MAX: usize = 16 << 20;
+/// Streams of one archive.
+const STREAMS_MAX: usize = 8;
+
+/// How a stream is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunking {
+    ContentDefined,
+    Fixed(u32),
+    SingleBlob,
+}
+
+/// A piece of a stream.
+pub(crate) enum Piece {
+    Bytes(Vec<u8>),
+    File {
+        file: Arc<InputFile>,
+        offset: u64,
+        length: u64,
+    },
+    /// a source of unknown size; the answer is its length
+    ToEnd {
+        file: Arc<InputFile>,
+        answer: Sender<u64>,
+    },
+}
+
+/// Opens streams and keeps the catalog: a snapshot, or a file.
+pub(crate) trait Destination: Send {
+    /// A consumer of pieces has been started.
+    fn open_stream(
+        &mut self,
+        suffix: &str,
+        chunking: Chunking,
+        pieces: Receiver<Piece>,
+    ) -> Result<(), Failure>;
+    fn catalog_open(&mut self) -> Result<(), Failure>;
+    fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure>;
+    fn catalog_leave(&mut self) -> Result<(), Failure>;
+    fn catalog_add(&mut self, name: &[u8], kind: &CatalogKind) -> Result<(), Failure>;
+}
+
+/// What a source is given. When it is dropped, its streams end.
+pub struct Sink {
+    destination: Box<dyn Destination>,
+    streams: Vec<Sender<Piece>>,
+    report: Report,
+    cancel: Cancel,
+    counters: Arc<Counters>,
+}
+
+impl Sink {
+    pub(crate) fn new(
+        destination: Box<dyn Destination>,
+        report: Report,
+        cancel: Cancel,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { destination, streams: Vec::new(), report, cancel, counters }
+    }
+
+    /// Returns the stream's number.
+    pub fn open_stream(
+        &mut self,
+        suffix: &str,
+        chunking: Chunking,
+        size: Option<u64>,
+    ) -> Result<u32, Failure> {
+        self.cancel.check()?;
+        if self.streams.len() >= STREAMS_MAX {
+            return Err(Failure::Invalid(format!("more than {STREAMS_MAX} streams")));
+        }
+        let (pieces, queue) = bounded(QUEUE_PIECES);
+        self.destination.open_stream(suffix, chunking, queue)?;
+        Counters::add(&self.counters.total, size.unwrap_or(0));
+        self.streams.push(pieces);
+        Ok(self.streams.len() as u32 - 1)
+    }
+
+    fn send(&self, stream: u32, piece: Piece) -> Result<(), Failure> {
+        self.cancel.check()?;
+        let stream = self.streams.get(stream as usize);
+        let stream = stream.ok_or_else(|| Failure::Invalid("no such stream".into()))?;
+        // The consumer is gone when it failed; its own error is the one to show.
+        stream.send(piece).map_err(|_| Failure::Cancelled)
+    }
+
+    pub fn write(&mut self, stream: u32, bytes: Vec<u8>) -> Result<(), Failure> {
+        if bytes.len() > WRITE_BYTES_MAX {
+            return Err(Failure::Invalid("more than 16 MiB in one write".into()));
+        }
+        self.send(stream, Piece::Bytes(bytes))
+    }
+
+    pub fn splice(
+        &mut self,
+        stream: u32,
+        file: Arc<InputFile>,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), Failure> {
+        if offset.checked_add(length).is_none() {
+            return Err(Failure::Invalid("length overflows".into()));
+        }
+        self.send(stream, Piece::File { file, offset, length })
+    }
+
+    /// Waits until the source is read to its end; returns its length.
+    pub fn splice_to_end(&mut self, stream: u32, file: Arc<InputFile>) -> Result<u64, Failure> {
+        let (answer, length) = bounded(1);
+        self.send(stream, Piece::ToEnd { file, answer })?;
+        length.recv().map_err(|_| Failure::Cancelled)
+    }
+
+    /// Content of the previous archive again: comes with change detection; until then, read it.
+    pub fn reuse(&mut self, _stream: u32, _previous: Extent) -> Result<Option<u64>, Failure> {
+        Ok(None)
+    }
+
+    pub fn catalog_open(&mut self) -> Result<(), Failure> {
+        self.destination.catalog_open()
+    }
+
+    pub fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure> {
+        Counters::add(&self.counters.entries, 1);
+        self.destination.catalog_enter(name)
+    }
+
+    pub fn catalog_leave(&mut self) -> Result<(), Failure> {
+        self.destination.catalog_leave()
+    }
+
+    pub fn catalog_add(
+        &mut self,
+        name: &[u8],
+        kind: EntryKind,
+        hard_link: bool,
+        size: u64,
+        modified: Timestamp,
+    ) -> Result<(), Failure> {
+        Counters::add(&self.counters.entries, 1);
+        let kind = match kind {
+            _ if hard_link => CatalogKind::HardLink,
+            EntryKind::File => CatalogKind::File { size, modified: modified.seconds },
+            EntryKind::Symlink => CatalogKind::Symlink,
+            EntryKind::BlockDevice => CatalogKind::BlockDevice,
+            EntryKind::CharacterDevice => CatalogKind::CharacterDevice,
+            EntryKind::Fifo => CatalogKind::Fifo,
+            EntryKind::Socket => CatalogKind::Socket,
+            EntryKind::Directory => {
+                return Err(Failure::Invalid("directories are entered, not added".into()));
+            }
+        };
+        self.destination.catalog_add(name, &kind)
+    }
+
+    pub fn skipped(&mut self, path: &[Vec<u8>], reason: Omission, detail: &str) {
+        self.report.skip(&path.join(&b'/'), reason, detail);
+    }
+
+    pub fn notify(&self, notice: Notice) {
+        self.report.notify(notice);
+    }
+
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+}
