@@ -1,1 +1,30 @@
-fn main() {}
+//! The `keepwell` binary, and the only composition root: arguments, environment, terminal and
+//! clock end here; everything below gets values.
+
+mod args;
+mod commands;
+mod encryption;
+mod exit;
+mod notices;
+mod output;
+mod plugins;
+mod progress;
+mod repository;
+mod terminal;
+mod words;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = words::normalise(std::env::args_os().collect());
+    exit::report(run(arguments))
+}
+
+fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
+    terminal::start_logging(&arguments);
+    terminal::raise_open_files();
+    let plugins = plugins::Plugins::load()?;
+    let command = args::command(&plugins, &arguments)?;
+    let matches = args::parse(command, arguments)?;
+    commands::run(&plugins, &matches)
+}

@@ -1,1 +1,247 @@
+//! Runs plugins: WebAssembly components, each in a store of its own with only what it was granted.
+//!
+//! [`Runtime`] compiles components and caches the code; [`Plugin`] is one of them and makes
+//! instances that implement the engine's seams. What a component implements is read from its
+//! exports. A trap, endless work or too much memory ends in one error that names the plugin. May
+//! use `engine`.
 
+mod archive;
+mod bindings;
+mod cache;
+mod convert;
+mod formatter;
+mod retention;
+mod state;
+
+pub use cache::CodeCache;
+
+use keepwell_engine::Cancel;
+use keepwell_engine::plugin::{
+    ArchiveType, Failure, Formatter, OptionSpec, Reader, RetentionPolicy, Source,
+};
+use keepwell_engine::report::Report;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use wasmtime::component::Component;
+use wasmtime::{Config, Engine};
+
+/// What a plugin may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub memory_bytes_max: usize,
+    /// for retention policies and formatters; archives take as long as they take
+    pub call_time_max: Duration,
+    /// open directories, files and streams of one instance
+    pub handles_max: usize,
+    /// bytes that a formatter may return
+    pub output_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 256 << 20,
+            call_time_max: Duration::from_secs(10),
+            handles_max: 65_536,
+            output_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// Why a component can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("plugin '{name}' is no component that this version can run: {problem}")]
+    Component { name: String, problem: String },
+    #[error("plugin '{name}' implements none of source, reader, retention policy and formatter")]
+    NoRole { name: String },
+    #[error("the runtime for plugins can't be started: {0}")]
+    Runtime(String),
+    #[error(transparent)]
+    Describe(#[from] Failure),
+}
+
+/// What a plugin says of itself, and what it implements.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginInfo {
+    pub name: String,
+    pub version: String,
+    pub summary: String,
+    pub options: Vec<OptionSpec>,
+    pub archive_types: Vec<ArchiveType>,
+    pub formats: Vec<String>,
+    pub is_source: bool,
+    pub is_reader: bool,
+    pub is_retention: bool,
+    pub is_formatter: bool,
+}
+
+/// The engine that all plugins share.
+#[derive(Clone)]
+pub struct Runtime {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Engine,
+    cache: Option<CodeCache>,
+    limits: Limits,
+    ticker: OnceLock<()>,
+}
+
+/// How often a running plugin looks whether it should stop.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Runtime {
+    /// `cache` keeps compiled code; without one, every start compiles.
+    pub fn new(cache: Option<CodeCache>, limits: Limits) -> Result<Self, LoadError> {
+        let mut config = Config::new();
+        config.wasm_component_model(true);
+        config.epoch_interruption(true);
+        config.generate_address_map(false);
+        config.wasm_backtrace_max_frames(None);
+        let engine = Engine::new(&config).map_err(|error| LoadError::Runtime(error.to_string()))?;
+        let ticker = OnceLock::new();
+        Ok(Self { shared: Arc::new(Shared { engine, cache, limits, ticker }) })
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    /// Epochs pass from now on, as long as the engine lives.
+    pub(crate) fn start_ticker(&self) {
+        self.shared.ticker.get_or_init(|| {
+            let engine = self.shared.engine.weak();
+            std::thread::spawn(move || {
+                while let Some(engine) = engine.upgrade() {
+                    engine.increment_epoch();
+                    drop(engine);
+                    std::thread::sleep(TICK);
+                }
+            });
+        });
+    }
+
+    /// Makes a plugin of a component. Nothing is compiled before it is needed.
+    pub fn plugin(&self, name: &str, bytes: &'static [u8]) -> Plugin {
+        let hash = hex::encode(Sha256::digest(bytes));
+        let (runtime, name) = (self.clone(), name.to_owned());
+        Plugin { inner: Arc::new(Inner { runtime, name, bytes, hash, code: OnceLock::new() }) }
+    }
+}
+
+/// A component.
+#[derive(Clone)]
+pub struct Plugin {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Runtime,
+    name: String,
+    bytes: &'static [u8],
+    hash: String,
+    code: OnceLock<Component>,
+}
+
+impl Plugin {
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Compiled code, from the cache if it is there.
+    pub(crate) fn component(&self) -> Result<&Component, LoadError> {
+        if let Some(component) = self.inner.code.get() {
+            return Ok(component);
+        }
+        let engine = self.inner.runtime.engine();
+        let cache = self.inner.runtime.shared.cache.as_ref();
+        let cached = cache.and_then(|cache| cache.load(engine, &self.inner.hash));
+        let component = match cached {
+            Some(component) => component,
+            None => {
+                let compiled = Component::new(engine, self.inner.bytes);
+                let component = compiled.map_err(|error| self.unusable(&error))?;
+                if let Some(cache) = cache {
+                    cache.store(engine, &self.inner.hash, &component);
+                }
+                component
+            }
+        };
+        Ok(self.inner.code.get_or_init(|| component))
+    }
+
+    fn unusable(&self, error: &wasmtime::Error) -> LoadError {
+        LoadError::Component { name: self.inner.name.clone(), problem: format!("{error:#}") }
+    }
+
+    /// What the plugin says of itself; cached with its code.
+    pub fn info(&self) -> Result<PluginInfo, LoadError> {
+        let cache = self.inner.runtime.shared.cache.as_ref();
+        if let Some(info) = cache.and_then(|cache| cache.load_info(&self.inner.hash)) {
+            return Ok(info);
+        }
+        let info = self.describe()?;
+        if let Some(cache) = cache {
+            cache.store_info(&self.inner.hash, &info);
+        }
+        Ok(info)
+    }
+
+    fn describe(&self) -> Result<PluginInfo, LoadError> {
+        let component = self.component()?;
+        let engine = self.inner.runtime.engine();
+        let has = |interface: &str| component.get_export(None, interface).is_some();
+        let _ = engine;
+        let is_source = has("keepwell:archive/source@0.1.0");
+        let is_reader = has("keepwell:archive/reader@0.1.0");
+        let is_retention = has("keepwell:retention/policy@0.1.0");
+        let is_formatter = has("keepwell:formatter/formatter@0.1.0");
+        let mut info = if is_source || is_reader {
+            archive::describe(self)?
+        } else if is_retention {
+            retention::describe(self)?
+        } else if is_formatter {
+            formatter::describe(self)?
+        } else {
+            return Err(LoadError::NoRole { name: self.inner.name.clone() });
+        };
+        info.is_source = is_source;
+        info.is_reader = is_reader;
+        info.is_retention = is_retention;
+        info.is_formatter = is_formatter;
+        Ok(info)
+    }
+
+    /// A source. It can read only what it is given for each archive.
+    pub fn source(&self, report: Report, cancel: Cancel) -> Result<Box<dyn Source>, LoadError> {
+        Ok(Box::new(archive::WasmSource::new(self, report, cancel)?))
+    }
+
+    /// A reader of archives.
+    pub fn reader(&self, report: Report, cancel: Cancel) -> Result<Box<dyn Reader>, LoadError> {
+        Ok(Box::new(archive::WasmReader::new(self, report, cancel)?))
+    }
+
+    pub fn retention(&self) -> Result<Box<dyn RetentionPolicy>, LoadError> {
+        Ok(Box::new(retention::WasmPolicy::new(self)?))
+    }
+
+    pub fn formatter(&self) -> Result<Box<dyn Formatter>, LoadError> {
+        Ok(Box::new(formatter::WasmFormatter::new(self)?))
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.inner.runtime
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! The command line: one clap command for each verb, with the options that plugins declare.
+
+use crate::commands;
+use crate::exit::{Shown, UsageError};
+use crate::plugins::Plugins;
+use crate::words::{join_flags, parse_bool};
+use anyhow::{Result, anyhow, bail};
+use clap::builder::OsStringValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use keepwell_engine::pattern::Pattern;
+use keepwell_engine::plugin::{OptionKind, OptionSpec, OptionValue};
+use keepwell_model::{Namespace, size};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::str::FromStr;
+
+/// The whole command line.
+pub(crate) fn command(plugins: &Plugins, _arguments: &[OsString]) -> Result<Command> {
+    let mut command = Command::new("keepwell")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Backs up file trees and images, and restores them")
+        .long_about(
+            "Backs up file trees and images into a local directory, in the formats of Proxmox \
+             Backup, and restores them.\n\nA repository is a directory (a path with a '/'), given \
+             by --repository or PBS_REPOSITORY. Exit code: 0, or 255 for any error.",
+        )
+        .infer_subcommands(true)
+        .subcommand_required(true)
+        .arg_required_else_help(false)
+        .disable_version_flag(true)
+        .args_override_self(true);
+    for verb in commands::all(plugins) {
+        command = command.subcommand(verb);
+    }
+    Ok(command)
+}
+
+/// An option with a value.
+pub(crate) fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help).action(ArgAction::Set)
+}
+
+/// An option that is true or false: `--name`, `--name true`, `--name=no`.
+pub(crate) fn flag(
+    name: impl Into<clap::Id> + Into<clap::builder::Str> + Clone,
+    help: impl Into<clap::builder::StyledStr>,
+) -> Arg {
+    Arg::new(name.clone())
+        .long(name)
+        .help(help)
+        .value_name("BOOL")
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_parser(parse_flag)
+        .action(ArgAction::Set)
+}
+
+fn parse_flag(text: &str) -> Result<bool, String> {
+    parse_bool(text).ok_or_else(|| "use true or false".into())
+}
+
+pub(crate) fn is_set(matches: &ArgMatches, name: &str) -> bool {
+    matches.get_one::<bool>(name).copied().unwrap_or(false)
+}
+
+/// A parser for one of our types: its own error text, with what was wrong.
+pub(crate) fn parsed<T>() -> impl clap::builder::TypedValueParser<Value = T>
+where
+    T: FromStr + Clone + Send + Sync + 'static,
+    T::Err: std::fmt::Display,
+{
+    use clap::builder::TypedValueParser;
+    clap::builder::StringValueParser::new()
+        .try_map(|text| text.parse::<T>().map_err(|problem| problem.to_string()))
+}
+
+pub(crate) fn repository() -> Arg {
+    option("repository", "REPOSITORY", "Where the backups lie: a path with a '/', or file:PATH")
+}
+
+pub(crate) fn namespace() -> Arg {
+    option("ns", "NAMESPACE", "Namespace of the backups [default: the root]")
+        .value_parser(parsed::<Namespace>())
+}
+
+pub(crate) fn output_format(plugins: &Plugins) -> Arg {
+    let formats: Vec<&str> =
+        plugins.iter().flat_map(|loaded| &loaded.info.formats).map(String::as_str).collect();
+    Arg::new("output-format")
+        .long("output-format")
+        .value_name("FORMAT")
+        .help(format!("How to print: {} [env: PROXMOX_OUTPUT_FORMAT]", formats.join(", ")))
+}
+
+/// Options for keys, which come with a later version.
+pub(crate) fn keys() -> [Arg; 5] {
+    let later = |name| option(name, "KEY", "Comes with a later version").hide(true);
+    [
+        later("keyfile"),
+        later("keyfd"),
+        later("master-pubkey-file"),
+        later("master-pubkey-fd"),
+        option("crypt-mode", "MODE", "Only 'none' for now: encryption comes with a later version")
+            .value_parser(["none", "encrypt", "sign-only"]),
+    ]
+}
+
+/// The namespace given, or the root.
+pub(crate) fn namespace_of(matches: &ArgMatches) -> Namespace {
+    matches.get_one::<Namespace>("ns").cloned().unwrap_or_default()
+}
+
+/// Flags for what plugins declare.
+pub(crate) fn plugin_options(options: &[(&str, &OptionSpec)]) -> Vec<Arg> {
+    options.iter().map(|(plugin, spec)| plugin_option(plugin, spec)).collect()
+}
+
+fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
+    let heading = format!("Options of plugin '{plugin}'");
+    let help = match &spec.default {
+        Some(default) => format!("{} [default: {default}]", spec.help),
+        None => spec.help.clone(),
+    };
+    let arg = match spec.kind {
+        OptionKind::Flag => return flag(spec.name.clone(), help).help_heading(heading),
+        OptionKind::Integer => Arg::new(spec.name.clone()).value_name("N"),
+        OptionKind::Size => Arg::new(spec.name.clone()).value_name("SIZE"),
+        OptionKind::Duration => Arg::new(spec.name.clone()).value_name("SECONDS"),
+        OptionKind::Text => Arg::new(spec.name.clone()).value_name("TEXT"),
+        OptionKind::Pattern => Arg::new(spec.name.clone()).value_name("PATTERN"),
+    };
+    let action = if spec.repeatable { ArgAction::Append } else { ArgAction::Set };
+    arg.long(spec.name.clone())
+        .help(help)
+        .help_heading(heading)
+        .value_parser(OsStringValueParser::new())
+        .allow_hyphen_values(true)
+        .action(action)
+}
+
+/// What was given for a plugin's options, checked against their specs.
+pub(crate) fn option_values(
+    matches: &ArgMatches,
+    specs: &[OptionSpec],
+) -> Result<Vec<OptionValue>> {
+    let mut values = Vec::new();
+    for spec in specs {
+        if spec.kind == OptionKind::Flag {
+            if matches.try_get_one::<bool>(&spec.name).ok().flatten() == Some(&true) {
+                values.push(OptionValue { name: spec.name.clone(), value: b"true".to_vec() });
+            }
+            continue;
+        }
+        let given = matches.try_get_many::<OsString>(&spec.name).ok().flatten();
+        let default = spec.default.as_ref().map(OsString::from);
+        let given: Vec<&OsString> = match given {
+            Some(given) => given.collect(),
+            None => default.iter().collect(),
+        };
+        for value in given {
+            values.push(OptionValue { name: spec.name.clone(), value: checked(spec, value)? });
+        }
+    }
+    Ok(values)
+}
+
+fn checked(spec: &OptionSpec, given: &OsString) -> Result<Vec<u8>> {
+    let name = &spec.name;
+    let text = || given.to_str().ok_or_else(|| anyhow!("--{name}: value is not UTF-8"));
+    let wrong = |problem: String| anyhow!("parameter verification failed - '{name}': {problem}");
+    let number = match spec.kind {
+        OptionKind::Text => return Ok(given.as_bytes().to_vec()),
+        OptionKind::Flag => return Ok(text()?.as_bytes().to_vec()),
+        OptionKind::Pattern => {
+            Pattern::parse(given.as_bytes(), b"").map_err(|problem| {
+                let given = given.to_string_lossy();
+                anyhow!("invalid {name} pattern entry: '{given}': {problem}")
+            })?;
+            return Ok(given.as_bytes().to_vec());
+        }
+        OptionKind::Integer | OptionKind::Duration => text()?
+            .parse::<u64>()
+            .map_err(|_| wrong(format!("'{}' is no whole number", given.display())))?,
+        OptionKind::Size => size::parse(text()?).map_err(|problem| wrong(problem.to_string()))?,
+    };
+    match spec.minimum {
+        Some(minimum) if number < minimum => {
+            Err(wrong(format!("value must have a minimum value of {minimum} (got {number})")))
+        }
+        _ => Ok(number.to_string().into_bytes()),
+    }
+}
+
+/// Names of options that are flags, in any command.
+fn flag_names(command: &Command, names: &mut Vec<String>) {
+    for arg in command.get_arguments() {
+        if arg.is_require_equals_set() {
+            names.extend(arg.get_long().map(str::to_owned));
+        }
+    }
+    command.get_subcommands().for_each(|sub| flag_names(sub, names));
+}
+
+/// Parses; help comes back as [`Shown`], mistakes as [`UsageError`].
+pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<ArgMatches> {
+    let mut flags = Vec::new();
+    flag_names(&command, &mut flags);
+    let arguments = join_flags(arguments, &|name| flags.iter().any(|flag| flag == name));
+    let error = match command.try_get_matches_from_mut(arguments) {
+        Ok(matches) => return Ok(matches),
+        Err(error) => error,
+    };
+    let rendered = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        bail!(Shown(rendered));
+    }
+    let mut lines = rendered.lines();
+    let message = lines.by_ref().take_while(|line| !line.trim().is_empty());
+    let message = message.map(str::trim).collect::<Vec<_>>().join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let rest: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
+    let usage = if rest.iter().any(|line| line.starts_with("Usage:")) {
+        rest.join("\n")
+    } else {
+        format!("{}\n{}", command.render_usage(), rest.join("\n")).trim_end().to_owned()
+    };
+    bail!(UsageError { message, usage })
+}
+
+/// A whole number option.
+pub(crate) fn number(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    option(name, value, help).value_parser(value_parser!(u64))
+}

@@ -1,0 +1,61 @@
+//! `catalog dump`.
+
+use super::snapshot::{snapshot_argument, snapshot_of};
+use crate::args::{keys, namespace, namespace_of, repository};
+use crate::encryption::refuse_keys;
+use crate::repository::Repository;
+use crate::terminal::local_time;
+use anyhow::{Result, bail};
+use clap::{ArgMatches, Command};
+use keepwell_engine::catalog::walk;
+use keepwell_model::catalog::{CatalogError, CatalogKind};
+use keepwell_store::SnapshotStore;
+use std::ffi::OsStr;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+
+pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
+    Command::new("catalog")
+        .about("Look into the catalog of a snapshot")
+        .infer_subcommands(true)
+        .subcommand_required(true)
+        .subcommand(
+            Command::new("dump")
+                .about("List everything in the catalog")
+                .arg(snapshot_argument())
+                .arg(repository())
+                .arg(namespace())
+                .args(keys()),
+        )
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
+    refuse_keys(matches, false)?;
+    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let written = walk(reader, &mut |path, entry| {
+        let path = [&b"./"[..], &path.join(&b'/')].concat();
+        let shown = OsStr::from_bytes(&path);
+        let letter = char::from(entry.kind.letter());
+        let line = match entry.kind {
+            CatalogKind::File { size, modified } => {
+                // In local time, although it ends in Z: as the reference prints it.
+                let time = local_time(modified, "%FT%TZ");
+                writeln!(out, "{letter} {shown:?} {size} {time}")
+            }
+            _ => writeln!(out, "{letter} {shown:?}"),
+        };
+        line.map_err(|error| CatalogError::Read(Box::new(error)))
+    });
+    if let Err(error) = written {
+        let cause = std::error::Error::source(&error).and_then(|e| e.source());
+        let io = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
+            return Ok(());
+        }
+        return Err(error.into());
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,55 @@
+//! `list`: groups.
+
+use crate::args::{namespace, namespace_of, output_format, repository};
+use crate::output::{left, print, right};
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use anyhow::Result;
+use clap::{ArgMatches, Command};
+use keepwell_engine::list::groups;
+use keepwell_engine::plugin::{Document, Layout};
+use keepwell_model::ArchiveName;
+use serde_json::{Value, json};
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    Command::new("list")
+        .about("List backup groups")
+        .arg(repository())
+        .arg(namespace())
+        .arg(output_format(plugins))
+}
+
+/// What users call these files, sorted, with blanks between them.
+pub(crate) fn user_names<'a>(files: impl Iterator<Item = &'a str>) -> String {
+    let strip = |name: &'a str| match name.parse::<ArchiveName>() {
+        Ok(name) => name.user_name().to_owned(),
+        Err(_) => name.to_owned(),
+    };
+    let mut names: Vec<String> = files.map(strip).collect();
+    names.sort();
+    names.join(" ")
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let mut items = groups(&store, &namespace_of(matches))?;
+    items.sort_by_key(|item| item.last.group.to_string());
+    let rows: Vec<Value> = items
+        .iter()
+        .map(|item| {
+            json!({
+                "group": item.last.group.to_string(),
+                "last snapshot": item.last.to_string(),
+                "backup-count": item.backup_count,
+                "files": user_names(item.files.iter().map(String::as_str)),
+            })
+        })
+        .collect();
+    let columns = vec![left("group"), left("last snapshot"), right("backup-count"), left("files")];
+    let document = Document {
+        data: serde_json::to_value(&items)?,
+        display: Some(rows.into()),
+        layout: Layout::Table(columns),
+    };
+    print(plugins, matches, &document)
+}

@@ -1,0 +1,84 @@
+//! `prune`: remove what a retention policy does not keep.
+
+use crate::args::{
+    flag, is_set, namespace, namespace_of, option, option_values, output_format, parsed,
+    plugin_options, repository,
+};
+use crate::output::{check_format, left, print, right};
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use crate::terminal::{CTIME, local_time, now, utc_offset};
+use anyhow::{Result, bail};
+use clap::{Arg, ArgMatches, Command};
+use keepwell_engine::plugin::{Document, Layout};
+use keepwell_engine::prune::{Time, apply, plan};
+use keepwell_engine::restore::chain;
+use keepwell_model::GroupId;
+use serde_json::{Value, json};
+use std::io::Write;
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    let options = plugins.options(&|info| info.is_retention);
+    Command::new("prune")
+        .about("Remove the snapshots of a group that a retention policy does not keep")
+        .long_about(
+            "Removes the snapshots of a group that a retention policy does not keep. Without any \
+             of the policy's options, everything is kept. The chunks stay until garbage is \
+             collected.",
+        )
+        .arg(
+            Arg::new("group")
+                .value_name("GROUP")
+                .help("TYPE/ID")
+                .required(true)
+                .value_parser(parsed::<GroupId>()),
+        )
+        .arg(flag("dry-run", "Only show what would happen"))
+        .arg(flag("quiet", "Show only what is removed"))
+        .arg(option("policy", "NAME", "Retention policy to apply").default_value("keep"))
+        .args(plugin_options(&options))
+        .arg(repository())
+        .arg(namespace())
+        .arg(output_format(plugins))
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    check_format(plugins, matches)?;
+    let loaded = plugins.policy(matches.get_one::<String>("policy").map(String::as_str))?;
+    let options = option_values(matches, &loaded.info.options)?;
+    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let namespace = namespace_of(matches);
+    let Some(group) = matches.get_one::<GroupId>("group") else { bail!("missing argument: group") };
+    let time = Time { now: now(), utc_offset: &utc_offset };
+    let mut policy = loaded.plugin.retention()?;
+    let items = plan(&store, &namespace, group, &mut *policy, options, &time)?;
+    let mut troubles = 0;
+    if !is_set(matches, "dry-run") {
+        troubles = apply(&store, &namespace, &items, &mut |snapshot, error| {
+            let text = format!("failed to remove '{snapshot}': {}\n", chain(error));
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        });
+    }
+    let quiet = is_set(matches, "quiet");
+    let shown: Vec<_> = items.iter().filter(|item| !quiet || !item.keep).collect();
+    let rows: Vec<Value> = shown
+        .iter()
+        .map(|item| {
+            json!({
+                "snapshot": item.snapshot.to_string(),
+                "date": local_time(item.backup_time, CTIME),
+                "action": if item.keep { "keep" } else { "remove" },
+            })
+        })
+        .collect();
+    let document = Document {
+        data: serde_json::to_value(&shown)?,
+        display: Some(rows.into()),
+        layout: Layout::Table(vec![left("snapshot"), right("date"), right("action")]),
+    };
+    print(plugins, matches, &document)?;
+    if troubles > 0 {
+        bail!("{troubles} snapshots could not be removed");
+    }
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! `restore`.
+
+use super::cancel_on_signal;
+use crate::args::{flag, is_set, keys, namespace, namespace_of, option, output_format, repository};
+use crate::encryption::refuse_keys;
+use crate::notices::print_in_background;
+use crate::output::write_out;
+use crate::plugins::Plugins;
+use crate::progress::{Progress, Shower, progress_option};
+use crate::repository::Repository;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
+use keepwell_engine::list::newest;
+use keepwell_engine::output::OutputOptions;
+use keepwell_engine::pattern::PatternList;
+use keepwell_engine::report::Report;
+use keepwell_engine::restore::{
+    ContentSource, PlainContent, Restore, RestoreRequest, StoredContent,
+};
+use keepwell_engine::snapshot::{find, open_manifest, read_blob, read_index};
+use keepwell_engine::{Cancel, Counters, EngineError};
+use keepwell_model::names::ArchiveKind;
+use keepwell_model::{ArchiveName, GroupId, Namespace, SnapshotId};
+use keepwell_store::{DirStore, SnapshotReader, SnapshotStore};
+use std::ffi::OsString;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Options that say what may be replaced and which metadata to leave alone.
+pub(crate) fn output_options() -> Vec<Arg> {
+    vec![
+        flag("allow-existing-dirs", "Restore into directories that exist"),
+        flag("overwrite", "Overwrite files, symbolic links and hard links that exist"),
+        flag("overwrite-files", "Overwrite files that exist"),
+        flag("overwrite-symlinks", "Overwrite symbolic links that exist"),
+        flag("overwrite-hardlinks", "Overwrite hard links that exist"),
+    ]
+}
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    Command::new("restore")
+        .about("Restore an archive of a snapshot")
+        .arg(
+            Arg::new("snapshot")
+                .value_name("SNAPSHOT")
+                .help("TYPE/ID/TIME, or TYPE/ID for the newest finished one")
+                .required(true),
+        )
+        .arg(
+            Arg::new("archive-name")
+                .value_name("ARCHIVE")
+                .help("Such as root.pxar, drive.img, app.conf or index.json")
+                .required(true),
+        )
+        .arg(
+            Arg::new("target")
+                .value_name("TARGET")
+                .help("Directory for a file archive, new file for others, '-' for stdout")
+                .required(true)
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(pattern_option())
+        .args(output_options())
+        .arg(flag("ignore-acls", "Do not restore access control lists"))
+        .arg(flag("ignore-xattrs", "Do not restore extended attributes"))
+        .arg(flag("ignore-ownership", "Do not restore owners and groups"))
+        .arg(flag("ignore-permissions", "Do not restore permissions"))
+        .arg(flag("ignore-extract-device-errors", "Go on when a device can't be made"))
+        .arg(flag("keep-going", "Go on after damage, and fail at the end"))
+        .arg(repository())
+        .arg(namespace())
+        .args(keys())
+        .arg(progress_option())
+        .arg(output_format(plugins).hide(true))
+}
+
+pub(crate) fn pattern_option() -> Arg {
+    option("pattern", "PATTERN", "Restore only what matches (can be repeated; later ones win)")
+        .action(ArgAction::Append)
+        .value_parser(value_parser!(OsString))
+        .allow_hyphen_values(true)
+}
+
+/// Patterns that select; `!` in front of one takes away.
+pub(crate) fn selection<'a>(patterns: impl Iterator<Item = &'a [u8]>) -> Result<PatternList> {
+    let mut list = PatternList::default();
+    for pattern in patterns {
+        // A pattern selects where an exclude would leave out: the signs are the other way round.
+        let selecting = match pattern.strip_prefix(b"!") {
+            Some(rest) => rest.to_vec(),
+            None => [b"!", pattern].concat(),
+        };
+        let shown = String::from_utf8_lossy(pattern);
+        list.push(&selecting, b"")
+            .map_err(|problem| anyhow!("invalid pattern '{shown}': {problem}"))?;
+    }
+    Ok(list)
+}
+
+pub(crate) fn patterns_of(matches: &ArgMatches) -> Result<PatternList> {
+    let given = matches.get_many::<OsString>("pattern").into_iter().flatten();
+    selection(given.map(|pattern| pattern.as_bytes()))
+}
+
+/// What the common options say.
+pub(crate) fn output_of(matches: &ArgMatches) -> OutputOptions {
+    let set = |name: &str| matches.try_get_one::<bool>(name).ok().flatten() == Some(&true);
+    let all = set("overwrite");
+    OutputOptions {
+        allow_existing_dirs: set("allow-existing-dirs"),
+        overwrite_files: all || set("overwrite-files"),
+        overwrite_symlinks: all || set("overwrite-symlinks"),
+        overwrite_hardlinks: all || set("overwrite-hardlinks"),
+        ignore_acls: set("ignore-acls"),
+        ignore_xattrs: set("ignore-xattrs"),
+        ignore_ownership: set("ignore-ownership"),
+        ignore_permissions: set("ignore-permissions"),
+        ignore_device_errors: set("ignore-extract-device-errors"),
+        ..OutputOptions::default()
+    }
+}
+
+/// The snapshot named, or the newest finished one of the group named.
+fn find_snapshot(store: &DirStore, namespace: &Namespace, given: &str) -> Result<SnapshotId> {
+    if given.matches('/').count() != 1 {
+        return Ok(given.parse()?);
+    }
+    let group: GroupId = given.parse()?;
+    let (found, skipped) = newest(store, namespace, &group)?;
+    for snapshot in &skipped {
+        tracing::info!("skipped not finished snapshot {snapshot}");
+    }
+    found.ok_or_else(|| match skipped.is_empty() {
+        true => anyhow!("backup group {group} does not contain any snapshots."),
+        false => anyhow!("backup group {group} does not contain any finished snapshots."),
+    })
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    refuse_keys(matches, false)?;
+    let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let patterns = patterns_of(matches)?;
+    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let namespace = namespace_of(matches);
+    let snapshot = find_snapshot(&store, &namespace, &text("snapshot"))?;
+    let name = ArchiveName::from_user(&text("archive-name"))?;
+    let target = matches.get_one::<PathBuf>("target").context("missing argument: target")?;
+    let reader = store.open(&namespace, &snapshot)?;
+    if name == ArchiveName::manifest() {
+        return restore_manifest(&*reader, target);
+    }
+    let manifest = keepwell_engine::snapshot::read_manifest(&*reader)?;
+    // An RSA-encrypted key can be had without a key.
+    let file = match manifest.file(&name) {
+        Some(file) if name.as_str() == "rsa-encrypted.key.blob" => file,
+        _ => find(&manifest, &name)?,
+    };
+    let (content, streams) = open_content(&reader, file)?;
+    if target == Path::new("-") {
+        return write_content(&content);
+    }
+    let request = RestoreRequest {
+        options: output_of(matches),
+        patterns,
+        keep_going: is_set(matches, "keep-going"),
+        sequential: false,
+    };
+    match plugins.reader_for(name.archive_extension()) {
+        Some(loaded) => {
+            let counters = Arc::new(Counters::default());
+            let total = streams.iter().filter_map(|stream| stream.size()).sum();
+            counters.total.store(total, std::sync::atomic::Ordering::Relaxed);
+            let cancel = cancel_on_signal();
+            let (report, notices) = Report::new();
+            let progress = Progress::start(matches, counters.clone());
+            let shower = progress.shower.clone();
+            let printer = print_in_background(notices, shower.clone());
+            let began = Instant::now();
+            let opened = loaded.plugin.reader(report, cancel.clone())?.open(streams);
+            let outcome = opened.map_err(EngineError::from).and_then(|mut archive| {
+                let content = content.source();
+                let restore = make_restore(request, content, &cancel, &counters, &shower);
+                restore.run(&mut *archive, target)
+            });
+            let _ = printer.join();
+            progress.finish();
+            let summary = outcome.map_err(|error| interrupted(error, &cancel))?;
+            if name.kind() == ArchiveKind::Fixed {
+                tell_image(summary.bytes, began.elapsed().as_secs_f64());
+            }
+            Ok(())
+        }
+        None => match &content {
+            StoredArchive::Blob(bytes) => write_new_file(target, bytes),
+            StoredArchive::Chunked(_) => bail!(
+                "there is no plugin that reads '{}' archives: restore it to '-' to get its bytes",
+                name.archive_extension()
+            ),
+        },
+    }
+}
+
+pub(crate) fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
+    if cancel.is_cancelled() {
+        return anyhow!("interrupted: the restore is not complete");
+    }
+    match error {
+        EngineError::Entry { .. } => {
+            let text = format!("error extracting archive - {error}");
+            anyhow::Error::from(error).context(text)
+        }
+        other => other.into(),
+    }
+}
+
+pub(crate) fn make_restore(
+    request: RestoreRequest,
+    content: Arc<dyn ContentSource>,
+    cancel: &Cancel,
+    counters: &Arc<Counters>,
+    shower: &Shower,
+) -> Restore {
+    let shower = shower.clone();
+    Restore {
+        request,
+        content,
+        cancel: cancel.clone(),
+        counters: counters.clone(),
+        on_trouble: Box::new(move |text| shower.line(&format!("error: {text}"))),
+    }
+}
+
+/// An archive's content as the store has it.
+enum StoredArchive {
+    Chunked(Arc<ChunkedArchive>),
+    Blob(Arc<Vec<u8>>),
+}
+
+impl StoredArchive {
+    fn source(&self) -> Arc<dyn ContentSource> {
+        match self {
+            Self::Chunked(archive) => Arc::new(StoredContent(vec![archive.clone()])),
+            Self::Blob(bytes) => Arc::new(PlainContent(vec![Arc::new(BlobArchive(bytes.clone()))])),
+        }
+    }
+}
+
+type Streams = Vec<Arc<dyn RandomAccess>>;
+
+fn open_content(
+    reader: &Arc<dyn SnapshotReader>,
+    file: &keepwell_model::manifest::ManifestFile,
+) -> Result<(StoredArchive, Streams)> {
+    if file.name.kind() == ArchiveKind::Blob {
+        let bytes = Arc::new(read_blob(&**reader, file)?);
+        let streams: Streams = vec![Arc::new(BlobArchive(bytes.clone()))];
+        return Ok((StoredArchive::Blob(bytes), streams));
+    }
+    let index = read_index(&**reader, file)?;
+    let archive = Arc::new(ChunkedArchive::new(reader.clone(), file.name.clone(), index));
+    Ok((StoredArchive::Chunked(archive.clone()), vec![archive]))
+}
+
+fn write_content(content: &StoredArchive) -> Result<()> {
+    match content {
+        StoredArchive::Chunked(archive) => {
+            Ok(archive.write_to(&mut BufWriter::new(std::io::stdout().lock()))?)
+        }
+        StoredArchive::Blob(bytes) => write_out(bytes),
+    }
+}
+
+fn write_new_file(target: &Path, bytes: &[u8]) -> Result<()> {
+    let shown = target.display();
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).open(target);
+    let mut file =
+        file.map_err(|error| anyhow!("unable to create target file '{shown}' - {error}"))?;
+    file.write_all(bytes).inspect_err(|_| {
+        let _ = std::fs::remove_file(target);
+    })?;
+    Ok(())
+}
+
+/// `index.json` replaces what is there, whole or not at all.
+fn restore_manifest(reader: &dyn SnapshotReader, target: &Path) -> Result<()> {
+    let bytes = reader.read_file(&ArchiveName::manifest())?;
+    // Checked for what it is, and printed as it was written.
+    open_manifest(reader.snapshot(), bytes.clone())?;
+    let blob = keepwell_model::Blob::parse(bytes)?;
+    let json = keepwell_seal::Opener::new()?.open(blob)?;
+    if target == Path::new("-") {
+        return write_out(&json);
+    }
+    let shown = target.display();
+    let temporary = target.with_extension(format!("tmp_{}", std::process::id()));
+    let mut options = std::fs::OpenOptions::new();
+    let written = options
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, target));
+    written.map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        anyhow!("unable to create target file '{shown}' - {error}")
+    })
+}
+
+fn tell_image(bytes: u64, seconds: f64) {
+    let speed = bytes as f64 / (1024.0 * 1024.0) / seconds.max(0.001);
+    tracing::info!(
+        "restore image complete (bytes={bytes}, duration={seconds:.2}s, speed={speed:.2}MB/s)"
+    );
+}

@@ -1,0 +1,196 @@
+//! `snapshot`: list, files, forget, notes, protected.
+
+use super::list::user_names;
+use crate::args::{namespace, namespace_of, output_format, parsed, repository};
+use crate::output::{column, left, message, print, right};
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use anyhow::{Result, bail};
+use clap::{Arg, ArgMatches, Command};
+use keepwell_engine::list;
+use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
+use keepwell_engine::snapshot::{open_manifest, read_manifest};
+use keepwell_model::{GroupId, SnapshotId};
+use keepwell_seal::Sealer;
+use keepwell_store::{DirStore, SnapshotStore, StoreError};
+use serde_json::{Value, json};
+
+pub(crate) fn snapshot_argument() -> Arg {
+    Arg::new("snapshot")
+        .value_name("SNAPSHOT")
+        .help("TYPE/ID/TIME, such as host/web1/2024-01-31T12:00:00Z")
+        .required(true)
+        .value_parser(parsed::<SnapshotId>())
+}
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    Command::new("snapshot")
+        .about("List, change and remove snapshots")
+        .infer_subcommands(true)
+        .subcommand_required(true)
+        .subcommand(list_command(plugins, "list"))
+        .subcommand(files_command(plugins))
+        .subcommand(forget_command())
+        .subcommand(
+            Command::new("notes")
+                .about("Show or change the notes of a snapshot")
+                .infer_subcommands(true)
+                .subcommand_required(true)
+                .subcommand(with_snapshot("show", "Show the notes").arg(output_format(plugins)))
+                .subcommand(with_snapshot("update", "Replace the notes").arg(
+                    Arg::new("notes").value_name("NOTES").help("The new text").required(true),
+                )),
+        )
+        .subcommand(
+            Command::new("protected")
+                .about("Show or change whether a snapshot is protected from removal")
+                .infer_subcommands(true)
+                .subcommand_required(true)
+                .subcommand(
+                    with_snapshot("show", "Show the protection").arg(output_format(plugins)),
+                )
+                .subcommand(
+                    with_snapshot("update", "Protect it or not").arg(
+                        Arg::new("protected")
+                            .value_name("BOOL")
+                            .help("true or false")
+                            .required(true)
+                            .value_parser(|text: &str| {
+                                crate::words::parse_bool(text).ok_or("use true or false")
+                            }),
+                    ),
+                ),
+        )
+}
+
+fn with_snapshot(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).arg(snapshot_argument()).arg(repository()).arg(namespace())
+}
+
+pub(crate) fn list_command(plugins: &Plugins, name: &'static str) -> Command {
+    Command::new(name)
+        .about("List snapshots")
+        .arg(
+            Arg::new("group")
+                .value_name("GROUP")
+                .help("Only those of TYPE/ID")
+                .value_parser(parsed::<GroupId>()),
+        )
+        .arg(repository())
+        .arg(namespace())
+        .arg(output_format(plugins))
+}
+
+pub(crate) fn files_command(plugins: &Plugins) -> Command {
+    with_snapshot("files", "List the files of a snapshot").arg(output_format(plugins))
+}
+
+pub(crate) fn forget_command() -> Command {
+    with_snapshot("forget", "Remove a snapshot")
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("list", matches)) => list(plugins, matches),
+        Some(("files", matches)) => files(plugins, matches),
+        Some(("forget", matches)) => forget(matches),
+        Some(("notes", matches)) => match matches.subcommand() {
+            Some(("show", matches)) => show_notes(plugins, matches),
+            Some(("update", matches)) => update_notes(matches),
+            _ => bail!("use show or update"),
+        },
+        Some(("protected", matches)) => match matches.subcommand() {
+            Some(("show", matches)) => show_protected(plugins, matches),
+            Some(("update", matches)) => update_protected(matches),
+            _ => bail!("use show or update"),
+        },
+        _ => bail!("use list, files, forget, notes or protected"),
+    }
+}
+
+fn open(matches: &ArgMatches) -> Result<DirStore> {
+    Repository::find(matches.get_one("repository"))?.open()
+}
+
+/// The snapshot that was named; clap has made sure that there is one.
+pub(crate) fn snapshot_of(matches: &ArgMatches) -> Result<&SnapshotId> {
+    matches.get_one("snapshot").ok_or_else(|| anyhow::anyhow!("missing argument: snapshot"))
+}
+
+pub(crate) fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let store = open(matches)?;
+    let group = matches.get_one::<GroupId>("group");
+    let mut items = list::snapshots(&store, &namespace_of(matches), group)?;
+    items.sort_by_key(|item| (item.snapshot.group.to_string(), item.backup_time));
+    let rows: Vec<Value> = items
+        .iter()
+        .map(|item| {
+            json!({
+                "snapshot": item.snapshot.to_string(),
+                "size": item.size,
+                "files": user_names(item.files.iter().map(|file| file.filename.as_str())),
+            })
+        })
+        .collect();
+    let size = column("size", Alignment::Right, Rendering::Bytes);
+    let document = Document {
+        data: serde_json::to_value(&items)?,
+        display: Some(rows.into()),
+        layout: Layout::Table(vec![left("snapshot"), size, left("files")]),
+    };
+    print(plugins, matches, &document)
+}
+
+pub(crate) fn files(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let store = open(matches)?;
+    let items = list::files(&store, &namespace_of(matches), snapshot_of(matches)?)?;
+    let mut sorted = items.clone();
+    sorted.sort_by(|a, b| a.filename.cmp(&b.filename));
+    let columns = vec![left("filename"), left("crypt-mode"), right("size")];
+    let document = Document {
+        data: serde_json::to_value(&items)?,
+        display: Some(serde_json::to_value(&sorted)?),
+        layout: Layout::Table(columns),
+    };
+    print(plugins, matches, &document)
+}
+
+pub(crate) fn forget(matches: &ArgMatches) -> Result<()> {
+    Ok(open(matches)?.forget(&namespace_of(matches), snapshot_of(matches)?)?)
+}
+
+fn show_notes(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let store = open(matches)?;
+    let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
+    let manifest = read_manifest(&*reader)?;
+    let notes = manifest.notes();
+    print(plugins, matches, &message(json!({ "notes": notes }), notes))
+}
+
+fn update_notes(matches: &ArgMatches) -> Result<()> {
+    let store = open(matches)?;
+    let snapshot = snapshot_of(matches)?;
+    let notes = matches.get_one::<String>("notes").cloned().unwrap_or_default();
+    let mut change = |old: keepwell_model::Blob| {
+        let damaged = |problem: &dyn std::fmt::Display| StoreError::Refused(problem.to_string());
+        let manifest = open_manifest(snapshot, old.into_bytes());
+        let mut manifest = manifest.map_err(|problem| damaged(&problem))?;
+        // Only the part that no signature covers may change.
+        manifest.unprotected.insert("notes".into(), notes.clone().into());
+        let sealed = Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json()));
+        sealed.map_err(|problem| damaged(&problem))
+    };
+    Ok(store.update_manifest(&namespace_of(matches), snapshot, &mut change)?)
+}
+
+fn show_protected(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let protected = open(matches)?.protected(&namespace_of(matches), snapshot_of(matches)?)?;
+    let document = message(json!({ "protected": protected }), protected.to_string());
+    print(plugins, matches, &document)
+}
+
+fn update_protected(matches: &ArgMatches) -> Result<()> {
+    let protected = matches.get_one::<bool>("protected").copied().unwrap_or(false);
+    let namespace = namespace_of(matches);
+    Ok(open(matches)?.set_protected(&namespace, snapshot_of(matches)?, protected)?)
+}

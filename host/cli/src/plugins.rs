@@ -1,0 +1,131 @@
+//! The plugins at hand, and which of them serves what.
+
+use crate::terminal::cache_dir;
+use anyhow::{Context, Result, anyhow, bail};
+use keepwell_engine::plugin::{ArchiveType, OptionSpec};
+use keepwell_wasm::{CodeCache, Limits, Plugin, PluginInfo, Runtime};
+use std::path::Path;
+
+/// A plugin and what it says of itself.
+pub(crate) struct Loaded {
+    pub(crate) plugin: Plugin,
+    pub(crate) info: PluginInfo,
+}
+
+/// All plugins: those given by `KEEPWELL_PLUGIN_PATH` first, then the built-in ones.
+pub(crate) struct Plugins {
+    all: Vec<Loaded>,
+}
+
+/// The policy that `prune` uses.
+const DEFAULT_POLICY: &str = "keep";
+
+impl Plugins {
+    pub(crate) fn load() -> Result<Self> {
+        let cache = cache_dir().and_then(|dir| CodeCache::open(&dir));
+        let runtime = Runtime::new(cache, Limits::default())?;
+        let mut all = Vec::new();
+        if let Some(path) = std::env::var_os("KEEPWELL_PLUGIN_PATH") {
+            for dir in std::env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty()) {
+                all.extend(load_dir(&runtime, &dir)?);
+            }
+        }
+        for (package, bytes) in keepwell_builtin::COMPONENTS {
+            let name = package.strip_prefix("plugin-").unwrap_or(package);
+            let plugin = runtime.plugin(name, bytes);
+            all.push(Loaded { info: plugin.info()?, plugin });
+        }
+        Ok(Self { all })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Loaded> {
+        self.all.iter()
+    }
+
+    /// The source for archives of this extension.
+    pub(crate) fn source_for(&self, extension: &str) -> Option<(&Loaded, &ArchiveType)> {
+        self.all.iter().filter(|loaded| loaded.info.is_source).find_map(|loaded| {
+            let mut types = loaded.info.archive_types.iter();
+            Some((loaded, types.find(|archive_type| archive_type.extension == extension)?))
+        })
+    }
+
+    /// The reader of archives of this extension.
+    pub(crate) fn reader_for(&self, extension: &str) -> Option<&Loaded> {
+        let serves = |loaded: &&Loaded| {
+            let mut types = loaded.info.archive_types.iter();
+            loaded.info.is_reader && types.any(|archive_type| archive_type.extension == extension)
+        };
+        self.all.iter().find(serves)
+    }
+
+    /// Extensions that can be backed up.
+    pub(crate) fn extensions(&self) -> Vec<&str> {
+        let sources = self.all.iter().filter(|loaded| loaded.info.is_source);
+        sources
+            .flat_map(|loaded| &loaded.info.archive_types)
+            .map(|t| t.extension.as_str())
+            .collect()
+    }
+
+    /// The retention policy called so.
+    pub(crate) fn policy(&self, name: Option<&str>) -> Result<&Loaded> {
+        let name = name.unwrap_or(DEFAULT_POLICY);
+        let known = || self.all.iter().filter(|loaded| loaded.info.is_retention);
+        known().find(|loaded| loaded.info.name == name).ok_or_else(|| {
+            let names: Vec<&str> = known().map(|loaded| loaded.info.name.as_str()).collect();
+            anyhow!("there is no retention policy '{name}'; there is {}", names.join(", "))
+        })
+    }
+
+    /// The formatter that makes this output format.
+    pub(crate) fn formatter(&self, format: &str) -> Result<&Loaded> {
+        let known = || self.all.iter().filter(|loaded| loaded.info.is_formatter);
+        let found = known().find(|loaded| loaded.info.formats.iter().any(|known| known == format));
+        found.ok_or_else(|| {
+            let formats: Vec<&str> =
+                known().flat_map(|loaded| &loaded.info.formats).map(String::as_str).collect();
+            anyhow!("there is no output format '{format}'; use one of {}", formats.join(", "))
+        })
+    }
+
+    /// Options of all plugins of a kind, each name once.
+    pub(crate) fn options<'a>(
+        &'a self,
+        wanted: &'a dyn Fn(&PluginInfo) -> bool,
+    ) -> Vec<(&'a str, &'a OptionSpec)> {
+        let mut options: Vec<(&str, &OptionSpec)> = Vec::new();
+        for loaded in self.all.iter().filter(|loaded| wanted(&loaded.info)) {
+            for spec in &loaded.info.options {
+                if !options.iter().any(|(_, known)| known.name == spec.name) {
+                    options.push((&loaded.info.name, spec));
+                }
+            }
+        }
+        options
+    }
+}
+
+fn load_dir(runtime: &Runtime, dir: &Path) -> Result<Vec<Loaded>> {
+    let shown = dir.display();
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("unable to read '{shown}' of KEEPWELL_PLUGIN_PATH"))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
+    files.sort();
+    let mut loaded = Vec::new();
+    for file in files {
+        let bytes = std::fs::read(&file)
+            .with_context(|| format!("unable to read plugin '{}'", file.display()))?;
+        // Plugins live as long as the process.
+        let bytes: &'static [u8] = bytes.leak();
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let plugin = runtime.plugin(&name, bytes);
+        let info = plugin.info().with_context(|| format!("in '{}'", file.display()))?;
+        if info.name.is_empty() {
+            bail!("plugin '{}' has no name", file.display());
+        }
+        loaded.push(Loaded { plugin, info });
+    }
+    Ok(loaded)
+}

@@ -1,0 +1,235 @@
+//! Where backups lie: a directory, or a server. Syntax: shared/spec/cli.md §1.
+
+use anyhow::{Result, anyhow, bail};
+use keepwell_store::DirStore;
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A repository as given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Repository {
+    Local { path: PathBuf, given: String },
+    Server(ServerRepository),
+}
+
+/// `[[auth-id@]host[:port]:]datastore`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerRepository {
+    pub(crate) auth_id: Option<String>,
+    pub(crate) host: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) store: String,
+}
+
+/// Longest repository that is taken.
+const LENGTH_MAX: usize = 256;
+
+impl FromStr for Repository {
+    type Err = anyhow::Error;
+
+    fn from_str(given: &str) -> Result<Self> {
+        let path = given.strip_prefix("file:").or(given.contains('/').then_some(given));
+        if let Some(path) = path {
+            if path.is_empty() {
+                bail!("repository 'file:' names no directory");
+            }
+            return Ok(Self::Local { path: path.into(), given: given.to_owned() });
+        }
+        let server = parse_server(given).filter(|_| given.len() <= LENGTH_MAX);
+        let server = server.ok_or_else(|| {
+            anyhow!("unable to parse repository url '{given}' (use [[auth-id@]server[:port]:]datastore, or a path with a '/')")
+        })?;
+        Ok(Self::Server(server))
+    }
+}
+
+fn parse_server(given: &str) -> Option<ServerRepository> {
+    let (rest, store) = match given.rsplit_once(':') {
+        Some((rest, store)) => (Some(rest), store),
+        None => (None, given),
+    };
+    if !is_store_name(store) {
+        return None;
+    }
+    let store = store.to_owned();
+    let Some(rest) = rest else {
+        return Some(ServerRepository { auth_id: None, host: None, port: None, store });
+    };
+    // A user is `name@realm`, so the last '@' separates it from the host.
+    let (auth_id, place) = match rest.rsplit_once('@') {
+        Some((auth_id, place)) => (Some(auth_id), place),
+        None => (None, rest),
+    };
+    if auth_id.is_some_and(|auth_id| !is_auth_id(auth_id)) {
+        return None;
+    }
+    let (host, port) = split_port(place)?;
+    let host = host.map(str::to_owned);
+    if auth_id.is_some() && host.is_none() {
+        return None;
+    }
+    Some(ServerRepository { auth_id: auth_id.map(str::to_owned), host, port, store })
+}
+
+fn split_port(place: &str) -> Option<(Option<&str>, Option<u16>)> {
+    if let Some(inner) = place.strip_prefix('[') {
+        let (address, after) = inner.split_once(']')?;
+        address.split('%').next()?.parse::<Ipv6Addr>().ok()?;
+        let port = match after.strip_prefix(':') {
+            Some(port) => Some(port.parse().ok()?),
+            None if after.is_empty() => None,
+            None => return None,
+        };
+        return Some((Some(&place[..address.len() + 2]), port));
+    }
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match place.split_once(':') {
+        Some((host, port)) if is_host(host) => Some((Some(host), Some(port.parse().ok()?))),
+        None if is_port(place) && place.len() <= 5 => Some((None, Some(place.parse().ok()?))),
+        None if is_host(place) => Some((Some(place), None)),
+        _ => None,
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    text.split('.').all(label)
+}
+
+fn is_safe(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.bytes().next().is_some_and(word)
+        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+}
+
+fn is_store_name(text: &str) -> bool {
+    is_safe(text) && (3..=32).contains(&text.len())
+}
+
+/// `user@realm` or `user@realm!token`.
+fn is_auth_id(text: &str) -> bool {
+    let (user_id, token) = match text.split_once('!') {
+        Some((user_id, token)) => (user_id, Some(token)),
+        None => (text, None),
+    };
+    let user = user_id.rsplit_once('@').is_some_and(|(user, realm)| {
+        let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/@".contains(c);
+        !user.is_empty() && user.chars().all(legal) && is_safe(realm)
+    });
+    user && token.is_none_or(is_safe)
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = match self {
+            Self::Local { given, .. } => return f.write_str(given),
+            Self::Server(server) => server,
+        };
+        let host = server.host.as_deref().unwrap_or("localhost");
+        let port = server.port.unwrap_or(8007);
+        match (&server.auth_id, &server.host, server.port) {
+            (Some(auth_id), ..) => write!(f, "{auth_id}@{host}:{port}:{}", server.store),
+            (None, _, Some(port)) => write!(f, "{host}:{port}:{}", server.store),
+            (None, Some(host), None) => write!(f, "{host}:{}", server.store),
+            (None, None, None) => f.write_str(&server.store),
+        }
+    }
+}
+
+impl Repository {
+    /// From `--repository` or the environment.
+    pub(crate) fn find(given: Option<&String>) -> Result<Self> {
+        let from_environment =
+            || std::env::var("PBS_REPOSITORY").ok().filter(|text| !text.is_empty());
+        let text = given.cloned().or_else(from_environment).ok_or_else(|| {
+            anyhow!(
+                "unable to get (default) repository: use --repository PATH or set PBS_REPOSITORY"
+            )
+        })?;
+        text.parse()
+    }
+
+    fn local(&self) -> Result<&PathBuf> {
+        match self {
+            Self::Local { path, .. } => Ok(path),
+            Self::Server(_) => bail!(
+                "repository '{self}' is on a server: servers come with a later version; \
+                 give the path of a directory (with a '/')"
+            ),
+        }
+    }
+
+    /// Opens an existing one.
+    pub(crate) fn open(&self) -> Result<DirStore> {
+        Ok(DirStore::open(self.local()?)?)
+    }
+
+    /// Opens one for a backup; makes it where there is nothing.
+    pub(crate) fn open_or_create(&self, say: &dyn Fn(&str)) -> Result<DirStore> {
+        let path = self.local()?;
+        if !DirStore::can_create(path) {
+            return self.open();
+        }
+        say(&format!("Creating datastore in '{}'", path.display()));
+        Ok(DirStore::create(path)?)
+    }
+
+    /// Whether it could be written to, without touching anything.
+    pub(crate) fn check_for_dry_run(&self) -> Result<Option<DirStore>> {
+        let path = self.local()?;
+        if DirStore::can_create(path) { Ok(None) } else { Ok(Some(self.open()?)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forms_of_the_specification_are_read() {
+        let cases = [
+            ("store1", "store1"),
+            ("backup-server:store1", "backup-server:store1"),
+            ("10.0.0.1:8007:store1", "10.0.0.1:8007:store1"),
+            ("8017:store1", "localhost:8017:store1"),
+            ("user@pbs@backup-server:store1", "user@pbs@backup-server:8007:store1"),
+            ("user@pbs!tok@host:store", "user@pbs!tok@host:8007:store"),
+            ("user@pbs@[fe80::01]:8007:store1", "user@pbs@[fe80::01]:8007:store1"),
+            ("[ff80::51]:1234:mydatastore", "[ff80::51]:1234:mydatastore"),
+        ];
+        for (given, shown) in cases {
+            let repository: Repository = given.parse().unwrap();
+            assert!(matches!(repository, Repository::Server(_)), "{given}");
+            assert_eq!(repository.to_string(), shown);
+        }
+        for bad in [
+            "",
+            "::::",
+            "test@pbs@127.0.0.1",
+            "ab",
+            "host:99999:store",
+            "fe80::1:store",
+            "a b:store",
+        ] {
+            assert!(bad.parse::<Repository>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_a_local_repository() {
+        for (given, path) in
+            [("/srv/b", "/srv/b"), ("./b", "./b"), ("file:b", "b"), ("a:b/c", "a:b/c")]
+        {
+            let expected = Repository::Local { path: path.into(), given: given.into() };
+            assert_eq!(given.parse::<Repository>().unwrap(), expected);
+        }
+        assert!("file:".parse::<Repository>().is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! The process's surroundings: log, terminal, limits, clock, who and where we are.
+
+use chrono::{Local, TimeZone};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// Log lines go to stderr, bare, from `info` up; `PBS_LOG` (for `pxar` `PXAR_LOG`) filters.
+pub(crate) fn start_logging(arguments: &[OsString]) {
+    let variable =
+        if arguments.get(1).is_some_and(|word| word == "pxar") { "PXAR_LOG" } else { "PBS_LOG" };
+    let filter = std::env::var(variable).unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_level(false)
+        .with_target(false)
+        .with_ansi(false)
+        .try_init();
+}
+
+/// Whether debug lines were asked for.
+pub(crate) fn wants_debug(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|filter| filter.contains("debug") || filter.contains("trace"))
+}
+
+/// Directories of a tree are held open: allow as many as the system does.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
+/// Columns of the terminal that stdout is; none where it is none.
+pub(crate) fn stdout_width() -> Option<u32> {
+    if !std::io::stdout().is_terminal() {
+        return None;
+    }
+    let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    columns.or_else(|| {
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+        Some(u32::from(size.ws_col)).filter(|columns| *columns > 0)
+    })
+}
+
+/// Whether the locale's character set is UTF-8, or nothing says otherwise.
+pub(crate) fn speaks_utf8() -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    match set {
+        Some(locale) => {
+            let locale = locale.to_ascii_lowercase();
+            locale.contains("utf-8")
+                || locale.contains("utf8")
+                || locale == "c"
+                || locale == "posix"
+        }
+        None => true,
+    }
+}
+
+/// Seconds since the epoch.
+pub(crate) fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
+/// Local time minus UTC at a moment, in seconds.
+pub(crate) fn utc_offset(moment: i64) -> i32 {
+    match Local.timestamp_opt(moment, 0) {
+        chrono::LocalResult::Single(time) => time.offset().local_minus_utc(),
+        _ => 0,
+    }
+}
+
+/// A moment in local time: `Tue Nov 14 22:13:20 2023`, or by another pattern.
+pub(crate) fn local_time(moment: i64, pattern: &str) -> String {
+    match Local.timestamp_opt(moment, 0) {
+        chrono::LocalResult::Single(time) => time.format(pattern).to_string(),
+        _ => moment.to_string(),
+    }
+}
+
+/// The C library's `%c` in the C locale.
+pub(crate) const CTIME: &str = "%a %b %e %H:%M:%S %Y";
+
+/// This machine's name up to the first dot.
+pub(crate) fn node_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// Who owns new groups of a local repository.
+pub(crate) fn owner() -> String {
+    let user = if rustix::process::geteuid().is_root() {
+        "root".to_owned()
+    } else {
+        std::env::var("USER").unwrap_or_else(|_| "user".into())
+    };
+    format!("{user}@pam")
+}
+
+/// `$XDG_CACHE_HOME/keepwell` or `~/.cache/keepwell`.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    xdg("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("keepwell"))
+}
+
+/// `$XDG_CONFIG_HOME/proxmox-backup` or `~/.config/proxmox-backup`: shared with other clients.
+pub(crate) fn config_dir() -> Option<PathBuf> {
+    xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("proxmox-backup"))
+}
+
+fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let given = std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    given.or_else(|| {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
+        Some(PathBuf::from(home).join(below_home))
+    })
+}

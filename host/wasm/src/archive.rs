@@ -1,0 +1,237 @@
+//! Sources and readers of contract 0.1: the host's functions, and the engine's seams over exports.
+
+mod host;
+
+use crate::bindings::archive::ArchivePlugin;
+use crate::bindings::archive::exports::keepwell::archive::{about, reader, source};
+use crate::convert::{entry, event, guest_node, info, option_values};
+use crate::state::{BytesHandle, DirectoryHandle, FileHandle, Patience, State, store, trap};
+use crate::{LoadError, Plugin, PluginInfo};
+use keepwell_engine::Cancel;
+use keepwell_engine::archive::RandomAccess;
+use keepwell_engine::plugin::{
+    Archive, Borders, Entry, Event, Failure, Node, Origin, Reader, Source, SourceRequest,
+    SourceSummary,
+};
+use keepwell_engine::report::Report;
+use keepwell_engine::sink::Sink;
+use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::{HasSelf, Instance, InstancePre, Linker, Resource, ResourceAny};
+
+/// Links a component with all that archives may import; what it imports beyond that is refused.
+fn link(plugin: &Plugin) -> Result<InstancePre<State>, LoadError> {
+    let component = plugin.component()?;
+    let mut linker = Linker::new(plugin.runtime().engine());
+    ArchivePlugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+        .and_then(|()| linker.instantiate_pre(component))
+        .map_err(|error| plugin.unusable(&error))
+}
+
+/// An instance in a store of its own.
+fn instantiate(
+    plugin: &Plugin,
+    pre: &InstancePre<State>,
+    report: Option<Report>,
+    patience: Patience,
+) -> Result<(Store<State>, Instance), LoadError> {
+    let mut store = store(plugin, report, patience);
+    let instance = pre.instantiate(&mut store).map_err(|error| plugin.unusable(&error))?;
+    Ok((store, instance))
+}
+
+pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
+    let pre = link(plugin)?;
+    let (mut store, instance) = instantiate(plugin, &pre, None, Patience::Limited)?;
+    let guest = about::GuestIndices::new(&pre)
+        .and_then(|indices| indices.load(&mut store, &instance))
+        .map_err(|error| plugin.unusable(&error))?;
+    let described = guest.call_describe(&mut store);
+    let given = described.map_err(|error| trap(&mut store, &error))?;
+    let mut described = info(given.name, given.version, given.summary, given.options);
+    described.archive_types = given.archive_types.into_iter().map(Into::into).collect();
+    Ok(described)
+}
+
+/// A source: one instance for each archive.
+pub(crate) struct WasmSource {
+    plugin: Plugin,
+    pre: InstancePre<State>,
+    indices: source::GuestIndices,
+    report: Report,
+    cancel: Cancel,
+}
+
+impl WasmSource {
+    pub(crate) fn new(plugin: &Plugin, report: Report, cancel: Cancel) -> Result<Self, LoadError> {
+        let pre = link(plugin)?;
+        let indices = source::GuestIndices::new(&pre).map_err(|error| plugin.unusable(&error))?;
+        Ok(Self { plugin: plugin.clone(), pre, indices, report, cancel })
+    }
+}
+
+fn load_failure(error: LoadError) -> Failure {
+    Failure::Other(error.to_string())
+}
+
+impl Source for WasmSource {
+    fn write_archive(
+        &mut self,
+        origin: Origin,
+        request: SourceRequest,
+        sink: Sink,
+    ) -> Result<SourceSummary, Failure> {
+        let patience = Patience::Until(self.cancel.clone());
+        let report = Some(self.report.clone());
+        let (mut store, instance) =
+            instantiate(&self.plugin, &self.pre, report, patience).map_err(load_failure)?;
+        let guest = self.indices.load(&mut store, &instance);
+        let guest = guest.map_err(|error| load_failure(self.plugin.unusable(&error)))?;
+        let state = store.data_mut();
+        state.sink = Some(sink);
+        let granted = |error: wasmtime::Error| Failure::Other(error.to_string());
+        let origin = match origin {
+            Origin::Directory(directory) => {
+                source::Origin::Directory(state.push(DirectoryHandle(directory)).map_err(granted)?)
+            }
+            Origin::File(file) => {
+                source::Origin::File(state.push(FileHandle(file)).map_err(granted)?)
+            }
+        };
+        let previous = grant(state, request.previous).map_err(granted)?;
+        let request = source::Request {
+            archive_name: request.archive_name,
+            archive_extension: request.archive_extension,
+            options: option_values(request.options),
+            borders: match request.borders {
+                Borders::Stay => source::Borders::Stay,
+                Borders::CrossAll => source::Borders::CrossAll,
+                Borders::CrossListed(devices) => source::Borders::CrossListed(devices),
+            },
+            entries_max: request.entries_max,
+            previous,
+        };
+        let written = guest.call_write_archive(&mut store, origin, &request);
+        let outcome = match written {
+            Ok(outcome) => outcome.map_err(Failure::from),
+            Err(_) if self.cancel.is_cancelled() => Err(Failure::Cancelled),
+            Err(error) => Err(trap(&mut store, &error)),
+        };
+        // The streams end here.
+        store.data_mut().sink = None;
+        Ok(SourceSummary { entries: outcome?.entries })
+    }
+}
+
+fn grant(
+    state: &mut State,
+    streams: Vec<Arc<dyn RandomAccess>>,
+) -> wasmtime::Result<Vec<Resource<BytesHandle>>> {
+    streams.into_iter().map(|stream| state.push(BytesHandle(stream))).collect()
+}
+
+/// A reader: one instance for each open archive.
+pub(crate) struct WasmReader {
+    plugin: Plugin,
+    pre: InstancePre<State>,
+    indices: reader::GuestIndices,
+    report: Report,
+    cancel: Cancel,
+}
+
+impl WasmReader {
+    pub(crate) fn new(plugin: &Plugin, report: Report, cancel: Cancel) -> Result<Self, LoadError> {
+        let pre = link(plugin)?;
+        let indices = reader::GuestIndices::new(&pre).map_err(|error| plugin.unusable(&error))?;
+        Ok(Self { plugin: plugin.clone(), pre, indices, report, cancel })
+    }
+}
+
+impl Reader for WasmReader {
+    fn open(&mut self, streams: Vec<Arc<dyn RandomAccess>>) -> Result<Box<dyn Archive>, Failure> {
+        let patience = Patience::Until(self.cancel.clone());
+        let report = Some(self.report.clone());
+        let (mut store, instance) =
+            instantiate(&self.plugin, &self.pre, report, patience).map_err(load_failure)?;
+        let guest = self.indices.load(&mut store, &instance);
+        let guest = guest.map_err(|error| load_failure(self.plugin.unusable(&error)))?;
+        let streams = grant(store.data_mut(), streams);
+        let streams = streams.map_err(|error| Failure::Other(error.to_string()))?;
+        let opened = guest.archive().call_open(&mut store, &streams);
+        let archive = opened.map_err(|error| trap(&mut store, &error))??;
+        Ok(Box::new(WasmArchive { store, guest, archive, walk: None }))
+    }
+}
+
+struct WasmArchive {
+    store: Store<State>,
+    guest: reader::Guest,
+    archive: ResourceAny,
+    walk: Option<ResourceAny>,
+}
+
+impl WasmArchive {
+    fn done<T>(
+        &mut self,
+        outcome: wasmtime::Result<
+            Result<T, crate::bindings::archive::keepwell::types::types::Failure>,
+        >,
+    ) -> Result<T, Failure> {
+        Ok(outcome.map_err(|error| trap(&mut self.store, &error))??)
+    }
+}
+
+impl Archive for WasmArchive {
+    fn root(&mut self) -> Result<Entry, Failure> {
+        let called = self.guest.archive().call_root(&mut self.store, self.archive);
+        entry(self.done(called)?, true)
+    }
+
+    fn children(
+        &mut self,
+        directory: Node,
+        after: Option<Node>,
+        max: u32,
+    ) -> Result<Vec<Entry>, Failure> {
+        let called = self.guest.archive().call_children(
+            &mut self.store,
+            self.archive,
+            guest_node(directory),
+            after.map(guest_node),
+            max,
+        );
+        self.done(called)?.into_iter().map(|given| entry(given, false)).collect()
+    }
+
+    fn child(&mut self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {
+        let node = guest_node(directory);
+        let name = name.to_vec();
+        let called = self.guest.archive().call_child(&mut self.store, self.archive, node, &name);
+        self.done(called)?.map(|given| entry(given, false)).transpose()
+    }
+
+    fn entry(&mut self, node: Node) -> Result<Entry, Failure> {
+        let node = guest_node(node);
+        let called = self.guest.archive().call_entry(&mut self.store, self.archive, node);
+        entry(self.done(called)?, true)
+    }
+
+    fn read(&mut self, node: Node, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+        let node = guest_node(node);
+        let called =
+            self.guest.archive().call_read(&mut self.store, self.archive, node, offset, length);
+        self.done(called)
+    }
+
+    fn start_walk(&mut self) -> Result<(), Failure> {
+        let called = self.guest.archive().call_walk(&mut self.store, self.archive);
+        self.walk = Some(self.done(called)?);
+        Ok(())
+    }
+
+    fn walk(&mut self, max: u32) -> Result<Vec<Event>, Failure> {
+        let walk = self.walk.ok_or_else(|| Failure::Invalid("the walk has not begun".into()))?;
+        let called = self.guest.walk().call_next(&mut self.store, walk, max);
+        self.done(called)?.into_iter().map(event).collect()
+    }
+}

@@ -1,0 +1,127 @@
+//! Compiled code and descriptions on disk.
+//!
+//! Loading compiled code means trusting it as much as our own binary. So it is kept in a directory
+//! of mode 0700 that belongs to us, in files that we wrote, named by the component's SHA-256 and by
+//! all that the code depends on (wasmtime's version, its settings, the CPU). A directory or file
+//! that anybody else could have touched is not used.
+#![allow(unsafe_code, reason = "loading compiled code; see `CodeCache::load`")]
+
+use crate::PluginInfo;
+use std::fs::{self, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// A private directory.
+#[derive(Debug)]
+pub struct CodeCache {
+    dir: PathBuf,
+}
+
+/// Raised when the form of [`PluginInfo`] changes.
+const INFO_VERSION: u32 = 1;
+
+impl CodeCache {
+    /// Opens or makes the directory; none where it is not private.
+    pub fn open(dir: &Path) -> Option<Self> {
+        let mut builder = fs::DirBuilder::new();
+        if let Err(error) = builder.mode(0o700).recursive(true).create(dir) {
+            tracing::debug!(dir = %dir.display(), %error, "no cache for compiled plugins");
+            return None;
+        }
+        let private = is_private(dir, 0o077);
+        if !private {
+            tracing::debug!(dir = %dir.display(), "cache directory is not private: not used");
+        }
+        private.then(|| Self { dir: dir.to_owned() })
+    }
+
+    fn code_file(&self, engine: &Engine, hash: &str) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        self.dir.join(format!("{hash}-{:016x}.cwasm", hasher.finish()))
+    }
+
+    fn info_file(&self, hash: &str) -> PathBuf {
+        self.dir.join(format!("{hash}-{INFO_VERSION}.json"))
+    }
+
+    pub(crate) fn load(&self, engine: &Engine, hash: &str) -> Option<Component> {
+        let file = self.code_file(engine, hash);
+        if !is_private(&file, 0o022) {
+            return None;
+        }
+        // SAFETY: the file was written by `store` below: it lies in a directory that only we can
+        // write, is owned by us and writable by nobody else, and appears there by rename when
+        // complete. Its name binds it to this component, wasmtime build, settings and CPU.
+        let loaded = unsafe { Component::deserialize_file(engine, &file) };
+        loaded.inspect_err(|error| tracing::debug!(%error, "cached code is not usable")).ok()
+    }
+
+    pub(crate) fn store(&self, engine: &Engine, hash: &str, component: &Component) {
+        if let Ok(code) = component.serialize() {
+            self.write(&self.code_file(engine, hash), &code);
+        }
+    }
+
+    pub(crate) fn load_info(&self, hash: &str) -> Option<PluginInfo> {
+        let file = self.info_file(hash);
+        if !is_private(&file, 0o022) {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
+    pub(crate) fn store_info(&self, hash: &str, info: &PluginInfo) {
+        if let Ok(json) = serde_json::to_vec(info) {
+            self.write(&self.info_file(hash), &json);
+        }
+    }
+
+    /// Whole or not at all. A cache that can't be written is no error.
+    fn write(&self, file: &Path, bytes: &[u8]) {
+        let temporary = file.with_extension(format!("tmp{}", std::process::id()));
+        let mut options = OpenOptions::new();
+        let written = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|mut out| out.write_all(bytes).and_then(|()| out.sync_all()))
+            .and_then(|()| fs::rename(&temporary, file));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            tracing::debug!(file = %file.display(), %error, "cache was not written");
+        }
+    }
+}
+
+/// Ours, no symbolic link, and without these permission bits.
+fn is_private(path: &Path, forbidden: u32) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(path).is_ok_and(|metadata| {
+        !metadata.is_symlink() && metadata.uid() == us && metadata.mode() & forbidden == 0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_a_private_directory_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("a/b");
+        assert!(CodeCache::open(&inside).is_some());
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o750)).unwrap();
+        assert!(CodeCache::open(&inside).is_none());
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o700)).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&inside, &link).unwrap();
+        assert!(CodeCache::open(&link).is_none());
+    }
+}

@@ -1,0 +1,66 @@
+//! Retention policies of contract 0.1.
+
+use crate::bindings::retention::RetentionPolicy as Bindings;
+use crate::bindings::retention::exports::keepwell::retention::policy;
+use crate::convert::{info, option_values};
+use crate::state::{Patience, State, store, trap};
+use crate::{LoadError, Plugin, PluginInfo};
+use keepwell_engine::plugin::{Decision, Failure, OptionValue, PolicySnapshot, RetentionPolicy};
+use wasmtime::Store;
+use wasmtime::component::{HasSelf, Linker};
+
+pub(crate) struct WasmPolicy {
+    store: Store<State>,
+    bindings: Bindings,
+}
+
+impl WasmPolicy {
+    pub(crate) fn new(plugin: &Plugin) -> Result<Self, LoadError> {
+        let component = plugin.component()?;
+        let mut linker = Linker::new(plugin.runtime().engine());
+        let mut store = store(plugin, None, Patience::Limited);
+        let bindings = Bindings::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+            .and_then(|()| Bindings::instantiate(&mut store, component, &linker))
+            .map_err(|error| plugin.unusable(&error))?;
+        Ok(Self { store, bindings })
+    }
+}
+
+pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
+    let WasmPolicy { mut store, bindings } = WasmPolicy::new(plugin)?;
+    let described = bindings.keepwell_retention_about().call_describe(&mut store);
+    let given = described.map_err(|error| trap(&mut store, &error))?;
+    Ok(info(given.name, given.version, given.summary, given.options))
+}
+
+impl RetentionPolicy for WasmPolicy {
+    fn decide(
+        &mut self,
+        now: i64,
+        snapshots: Vec<PolicySnapshot>,
+        options: Vec<OptionValue>,
+    ) -> Result<Vec<Decision>, Failure> {
+        let snapshots: Vec<policy::Snapshot> = snapshots
+            .into_iter()
+            .map(|snapshot| policy::Snapshot {
+                taken: snapshot.taken,
+                utc_offset_seconds: snapshot.utc_offset_seconds,
+                finished: snapshot.finished,
+                protected: snapshot.protected,
+                size: snapshot.size,
+                verified: snapshot.verified,
+                notes: snapshot.notes,
+                archives: snapshot.archives,
+            })
+            .collect();
+        let options = option_values(options);
+        let policy = self.bindings.keepwell_retention_policy();
+        let decided = policy.call_decide(&mut self.store, now, &snapshots, &options);
+        let decisions = decided.map_err(|error| trap(&mut self.store, &error))??;
+        let native = decisions.into_iter().map(|decision| Decision {
+            keep: decision.verdict == policy::Verdict::Keep,
+            reason: decision.reason,
+        });
+        Ok(native.collect())
+    }
+}

@@ -1,0 +1,144 @@
+//! What a running plugin can reach: its handles, its limits, and how it is stopped.
+
+#![allow(unreachable_pub, reason = "generated code re-exports the handles")]
+
+use crate::bindings::archive::keepwell::types::log;
+use crate::{Limits, Plugin, Runtime};
+use keepwell_engine::Cancel;
+use keepwell_engine::archive::RandomAccess;
+use keepwell_engine::input::{Directory, InputFile};
+use keepwell_engine::pattern::PatternList;
+use keepwell_engine::plugin::Failure;
+use keepwell_engine::report::{Notice, Report};
+use keepwell_engine::sink::Sink;
+use std::sync::Arc;
+use std::time::Instant;
+use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::{Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
+
+pub struct DirectoryHandle(pub(crate) Directory);
+pub struct FileHandle(pub(crate) Arc<InputFile>);
+pub struct PatternHandle(pub(crate) PatternList);
+pub struct StreamHandle(pub(crate) u32);
+pub struct BytesHandle(pub(crate) Arc<dyn RandomAccess>);
+
+/// The host's side of one instance.
+pub(crate) struct State {
+    plugin: String,
+    limits: StoreLimits,
+    pub(crate) table: ResourceTable,
+    /// there only while a source writes
+    pub(crate) sink: Option<Sink>,
+    report: Option<Report>,
+    /// what the SDK's panic hook said
+    panic: Option<String>,
+    lines: u64,
+}
+
+/// A message longer than this is cut.
+const LINE_BYTES_MAX: usize = 4096;
+/// After so many lines a plugin is silent.
+const LINES_MAX: u64 = 10_000;
+
+impl State {
+    pub(crate) fn sink(&mut self) -> Result<&mut Sink, Failure> {
+        self.sink.as_mut().ok_or_else(|| Failure::Denied("no archive is being made".into()))
+    }
+
+    pub(crate) fn push<T: Send + 'static>(&mut self, handle: T) -> wasmtime::Result<Resource<T>> {
+        Ok(self.table.push(handle)?)
+    }
+}
+
+impl crate::bindings::archive::keepwell::types::types::Host for State {}
+
+impl log::Host for State {
+    fn write(&mut self, level: log::Level, mut message: String) -> wasmtime::Result<()> {
+        if let Some(text) = message.strip_prefix("panic: ") {
+            self.panic = Some(one_line(text));
+            return Ok(());
+        }
+        self.lines += 1;
+        let Some(report) = self.report.as_ref().filter(|_| self.lines <= LINES_MAX) else {
+            return Ok(());
+        };
+        if message.len() > LINE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(LINE_BYTES_MAX));
+        }
+        report.notify(match level {
+            log::Level::Debug => Notice::Debug(message),
+            log::Level::Info => Notice::Info(message),
+            log::Level::Warning => Notice::Warning(message),
+        });
+        Ok(())
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    text.chars().take(500).collect()
+}
+
+/// How long an instance may run.
+pub(crate) enum Patience {
+    /// as long as the archive takes, until cancelled
+    Until(Cancel),
+    /// so long for one call
+    Limited,
+}
+
+/// A store with the plugin's limits.
+pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience) -> Store<State> {
+    let runtime: &Runtime = plugin.runtime();
+    let Limits { memory_bytes_max, call_time_max, handles_max, .. } = runtime.limits();
+    runtime.start_ticker();
+    let limits = StoreLimitsBuilder::new()
+        .memory_size(memory_bytes_max)
+        .table_elements(100_000)
+        .instances(64)
+        .tables(64)
+        .memories(16)
+        .trap_on_grow_failure(false)
+        .build();
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(handles_max);
+    let state = State {
+        plugin: plugin.name().to_owned(),
+        limits,
+        table,
+        sink: None,
+        report,
+        panic: None,
+        lines: 0,
+    };
+    let mut store = Store::new(runtime.engine(), state);
+    store.limiter(|state| &mut state.limits);
+    store.set_epoch_deadline(1);
+    let mut started: Option<Instant> = None;
+    store.epoch_deadline_callback(move |_| match &patience {
+        Patience::Until(cancel) if cancel.is_cancelled() => {
+            Err(wasmtime::Error::msg("stopped by the user"))
+        }
+        Patience::Until(_) => Ok(UpdateDeadline::Continue(1)),
+        Patience::Limited => {
+            let started = started.get_or_insert_with(Instant::now);
+            if started.elapsed() < call_time_max {
+                Ok(UpdateDeadline::Continue(1))
+            } else {
+                let seconds = call_time_max.as_secs_f32();
+                Err(wasmtime::Error::msg(format!("it ran for more than {seconds} seconds")))
+            }
+        }
+    });
+    store
+}
+
+/// One line for a call that trapped.
+pub(crate) fn trap(store: &mut Store<State>, error: &wasmtime::Error) -> Failure {
+    let state = store.data_mut();
+    let problem = match state.panic.take() {
+        Some(panic) => format!("it panicked: {panic}"),
+        None => one_line(&error.root_cause().to_string()),
+    };
+    Failure::Trap { plugin: state.plugin.clone(), problem }
+}
