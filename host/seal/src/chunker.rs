@@ -6,6 +6,22 @@ use crate::buzhash_table::TABLE;
 /// Bytes that the rolling hash sees.
 const WINDOW: usize = 64;
 
+/// Stretches scanned side by side, and how long they must be to be worth it.
+const LANES: usize = 4;
+const LANE_BYTES_MIN: usize = 4096;
+
+/// The hash of the last bytes of `data`.
+fn window_hash(data: &[u8]) -> u32 {
+    let window = &data[data.len() - WINDOW..];
+    window.iter().fold(0, |hash: u32, byte| hash.rotate_left(1) ^ TABLE[usize::from(*byte)])
+}
+
+/// The hash one byte on. The byte that leaves has been rotated by 64, which is not at all.
+#[inline(always)]
+fn roll(hash: u32, leaving: u8, entering: u8) -> u32 {
+    hash.rotate_left(1) ^ TABLE[usize::from(leaving)] ^ TABLE[usize::from(entering)]
+}
+
 /// Finds the end of one chunk after the other.
 ///
 /// A chunk ends after a byte at which the hash of the last 64 bytes is in a small range, not before
@@ -70,19 +86,74 @@ impl Chunker {
                 return self.cut(first_test);
             }
         }
-        // The byte that leaves the window has been rotated by 64, which is not at all.
-        let leaving = &chunk[self.scanned - WINDOW..end - WINDOW];
-        let entering = &chunk[self.scanned..end];
-        let mut hash = self.hash;
-        for (position, (out, byte)) in leaving.iter().zip(entering).enumerate() {
-            hash = hash.rotate_left(1) ^ TABLE[usize::from(*out)] ^ TABLE[usize::from(*byte)];
-            if self.is_end(hash) {
-                return self.cut(self.scanned + position + 1);
-            }
+        let (found, hash) = self.scan(chunk, self.scanned, end);
+        if let Some(length) = found {
+            return self.cut(length);
         }
         self.hash = hash;
         self.scanned = end;
         if end == self.size_max { self.cut(end) } else { None }
+    }
+
+    /// Looks for the first end in `chunk[start..end]`; `self.hash` is that before `start`. Returns
+    /// it, and the hash at `end`.
+    fn scan(&self, chunk: &[u8], start: usize, end: usize) -> (Option<usize>, u32) {
+        let lane = (end - start) / LANES / WINDOW * WINDOW;
+        if lane < LANE_BYTES_MIN {
+            return self.scan_one(chunk, start, end, self.hash);
+        }
+        // An end is rare: mostly it is enough to know that there is none, and that several
+        // lanes find out at once.
+        match self.scan_lanes(chunk, start, lane) {
+            Some(hash) => self.scan_one(chunk, start + LANES * lane, end, hash),
+            None => self.scan_one(chunk, start, end, self.hash),
+        }
+    }
+
+    /// One byte after the other.
+    fn scan_one(
+        &self,
+        chunk: &[u8],
+        start: usize,
+        end: usize,
+        mut hash: u32,
+    ) -> (Option<usize>, u32) {
+        let leaving = &chunk[start - WINDOW..end - WINDOW];
+        for (position, (out, byte)) in leaving.iter().zip(&chunk[start..end]).enumerate() {
+            hash = roll(hash, *out, *byte);
+            if self.is_end(hash) {
+                return (Some(start + position + 1), hash);
+            }
+        }
+        (None, hash)
+    }
+
+    /// Scans several stretches of `lane` bytes side by side, which the processor does at once. The
+    /// hash at the end of the last, or none where any of them holds an end.
+    fn scan_lanes(&self, chunk: &[u8], start: usize, lane: usize) -> Option<u32> {
+        let mut hashes = [self.hash; LANES];
+        for (number, hash) in hashes.iter_mut().enumerate().skip(1) {
+            *hash = window_hash(&chunk[..start + number * lane]);
+        }
+        // Whole blocks: fixed sizes need no checks of bounds.
+        let blocks = |from: usize| chunk[from..from + lane].as_chunks::<WINDOW>().0.iter();
+        let [in0, in1, in2, in3] = [0, 1, 2, 3].map(|n| blocks(start + n * lane));
+        let [out0, out1, out2, out3] = [0, 1, 2, 3].map(|n| blocks(start + n * lane - WINDOW));
+        let pairs = in0.zip(out0).zip(in1.zip(out1)).zip(in2.zip(out2).zip(in3.zip(out3)));
+        for (((in0, out0), (in1, out1)), ((in2, out2), (in3, out3))) in pairs {
+            let mut found = false;
+            for at in 0..WINDOW {
+                hashes[0] = roll(hashes[0], out0[at], in0[at]);
+                hashes[1] = roll(hashes[1], out1[at], in1[at]);
+                hashes[2] = roll(hashes[2], out2[at], in2[at]);
+                hashes[3] = roll(hashes[3], out3[at], in3[at]);
+                found |= hashes.iter().any(|hash| self.is_end(*hash));
+            }
+            if found {
+                return None;
+            }
+        }
+        Some(hashes[LANES - 1])
     }
 
     #[inline(always)]

@@ -38,11 +38,13 @@ pub enum OpenError {
 /// Seals. Holds a compressor: make one for each thread and keep it.
 pub struct Sealer {
     compressor: Compressor<'static>,
+    scratch: Vec<u8>,
 }
 
 impl Sealer {
     pub fn new() -> Result<Self, SealError> {
-        Ok(Self { compressor: Compressor::new(LEVEL).map_err(SealError::Compress)? })
+        let compressor = Compressor::new(LEVEL).map_err(SealError::Compress)?;
+        Ok(Self { compressor, scratch: Vec::new() })
     }
 
     /// The name of a chunk.
@@ -50,33 +52,37 @@ impl Sealer {
         ChunkDigest::from_bytes(Sha256::digest(plain).into())
     }
 
-    /// Seals a chunk whose digest is known already.
-    pub fn seal_chunk(
-        &mut self,
+    /// Seals a chunk whose digest is known already. Nothing is copied: the payload lies in `plain`
+    /// or in this sealer.
+    pub fn seal_chunk<'a>(
+        &'a mut self,
         digest: ChunkDigest,
-        plain: &[u8],
-    ) -> Result<SealedChunk, SealError> {
-        Ok(SealedChunk { digest, plain_bytes: plain.len() as u64, blob: self.seal(plain)? })
+        plain: &'a [u8],
+    ) -> Result<SealedChunk<'a>, SealError> {
+        let (kind, payload) = self.compress(plain)?;
+        Ok(SealedChunk::new(digest, plain.len() as u64, kind, payload))
+    }
+
+    pub fn seal(&mut self, plain: &[u8]) -> Result<Blob, SealError> {
+        let (kind, payload) = self.compress(plain)?;
+        let mut bytes = vec![0; HEADER_BYTES];
+        bytes.extend_from_slice(payload);
+        Ok(Blob::seal(kind, bytes)?)
     }
 
     /// Compresses, and keeps the result when it is smaller.
-    pub fn seal(&mut self, plain: &[u8]) -> Result<Blob, SealError> {
+    fn compress<'a>(&'a mut self, plain: &'a [u8]) -> Result<(BlobKind, &'a [u8]), SealError> {
         if plain.len() > BLOB_BYTES_MAX {
             return Err(SealError::TooLarge(plain.len()));
         }
         // Room for one byte less than the plain size: what does not fit is not wanted.
-        let mut bytes = vec![0; HEADER_BYTES + plain.len()];
-        let room = bytes.len().saturating_sub(1).max(HEADER_BYTES);
-        match self.compressor.compress_to_buffer(plain, &mut bytes[HEADER_BYTES..room]) {
-            Ok(length) => {
-                bytes.truncate(HEADER_BYTES + length);
-                bytes.shrink_to_fit();
-                Ok(Blob::seal(BlobKind::Compressed, bytes)?)
-            }
-            Err(_) => {
-                bytes[HEADER_BYTES..].copy_from_slice(plain);
-                Ok(Blob::seal(BlobKind::Plain, bytes)?)
-            }
+        let room = plain.len().saturating_sub(1);
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
+        match self.compressor.compress_to_buffer(plain, &mut self.scratch[..room]) {
+            Ok(length) => Ok((BlobKind::Compressed, &self.scratch[..length])),
+            Err(_) => Ok((BlobKind::Plain, plain)),
         }
     }
 }
@@ -158,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_grows_beyond_the_index_is_refused() {
-        let chunk = Sealer::new().unwrap().seal(&[0; 1 << 20]).unwrap().into_bytes();
+        let chunk = Sealer::new().unwrap().seal(&vec![0; 1 << 20]).unwrap().into_bytes();
         let digest = Sealer::digest(&[0; 1 << 20]);
         let mut opener = Opener::new().unwrap();
         assert!(opener.open_chunk(chunk.clone(), &digest, 1 << 10).is_err());
@@ -176,10 +182,12 @@ mod tests {
         fn what_is_sealed_opens_to_the_same(plain in prop::collection::vec(0u8..4, 0..5000)) {
             let mut opener = Opener::new().unwrap();
             let digest = Sealer::digest(&plain);
-            let sealed = Sealer::new().unwrap().seal_chunk(digest, &plain).unwrap();
-            let bytes = sealed.blob.as_bytes().to_vec();
+            let mut sealer = Sealer::new().unwrap();
+            let bytes = sealer.seal_chunk(digest, &plain).unwrap().parts().concat();
             prop_assert!(bytes.len() <= plain.len() + 12);
-            prop_assert_eq!(opener.open(sealed.blob).unwrap(), plain.clone());
+            let blob = sealer.seal(&plain).unwrap();
+            prop_assert_eq!(blob.as_bytes(), &bytes[..]);
+            prop_assert_eq!(opener.open(blob).unwrap(), plain.clone());
             prop_assert_eq!(opener.open_chunk(bytes, &digest, plain.len() as u64).unwrap(), plain);
         }
 

@@ -118,7 +118,7 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
 }
 
 impl ChunkStore for FaultySession {
-    fn insert(&self, chunk: &SealedChunk) -> Result<StoredChunk> {
+    fn insert(&self, chunk: &SealedChunk<'_>) -> Result<StoredChunk> {
         self.fuse.burn()?;
         self.inner.chunks().insert(chunk)
     }

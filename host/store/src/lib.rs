@@ -78,7 +78,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// stored and verifies nothing: opening does.
 pub trait ChunkStore: Send + Sync {
     /// Stores a chunk unless it is there.
-    fn insert(&self, chunk: &SealedChunk) -> Result<StoredChunk>;
+    fn insert(&self, chunk: &SealedChunk<'_>) -> Result<StoredChunk>;
 
     /// Marks a chunk as in use, so that no garbage collection takes it, and returns it; none where
     /// it is not there and must be inserted.

@@ -18,8 +18,8 @@ impl MemoryChunks {
 }
 
 impl ChunkStore for MemoryChunks {
-    fn insert(&self, chunk: &SealedChunk) -> Result<StoredChunk> {
-        let bytes = chunk.blob.as_bytes().to_vec();
+    fn insert(&self, chunk: &SealedChunk<'_>) -> Result<StoredChunk> {
+        let bytes = chunk.parts().concat();
         let (digest, plain_bytes) = (chunk.digest, chunk.plain_bytes);
         let stored_bytes = bytes.len() as u64;
         self.with(|chunks| match chunks.get(&digest) {

@@ -36,11 +36,13 @@ struct Settings {
 
 impl Settings {
     fn new(options: &[OptionValue]) -> Self {
+        // Capabilities and ACLs are extended attributes, too: without those there are none.
+        let xattrs = flag(options, "no-xattrs");
         Self {
             omit: Omit {
-                xattrs: flag(options, "no-xattrs"),
-                fcaps: flag(options, "no-fcaps"),
-                acls: flag(options, "no-acls"),
+                xattrs,
+                fcaps: xattrs || flag(options, "no-fcaps"),
+                acls: xattrs || flag(options, "no-acls"),
             },
             skip_large_xattrs: flag(options, "skip-e2big-xattr"),
             no_devices: flag(options, "no-device-nodes"),

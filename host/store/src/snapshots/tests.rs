@@ -54,18 +54,18 @@ fn a_smaller_existing_chunk_wins_and_a_damaged_one_does_not() {
     let path = Layout::new(dir.path().to_owned()).chunk(&big.digest);
     store.chunks().insert(&small).unwrap();
     assert!(store.chunks().insert(&big).unwrap().known);
-    assert_eq!(fs::read(&path).unwrap(), small.blob.as_bytes());
+    assert_eq!(fs::read(&path).unwrap(), small.parts().concat());
     // cut off by a power cut
-    fs::write(&path, &small.blob.as_bytes()[..30]).unwrap();
+    fs::write(&path, &small.parts().concat()[..30]).unwrap();
     assert!(!store.chunks().insert(&big).unwrap().known);
-    assert_eq!(fs::read(&path).unwrap(), big.blob.as_bytes());
+    assert_eq!(fs::read(&path).unwrap(), big.parts().concat());
     // bigger than the new one, and empty
     assert!(!store.chunks().insert(&small).unwrap().known);
     fs::write(&path, b"").unwrap();
     assert!(store.chunks().touch(&small.digest, 50).unwrap().is_none());
     assert!(!store.chunks().insert(&small).unwrap().known);
     // the same size is never looked at
-    let mut other = small.blob.as_bytes().to_vec();
+    let mut other = small.parts().concat();
     other[20] ^= 1;
     fs::write(&path, &other).unwrap();
     assert!(store.chunks().insert(&small).unwrap().known);

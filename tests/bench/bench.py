@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""bench.py [--size-mib N] [--files N] [--runs N] KEEPWELL [WORKDIR]
+
+First backup, unchanged second backup and restore of three data sets with keepwell, restic,
+borg (no encryption) and cp -a, in one run; prints seconds, ratios, peak memory and the share of
+CPU time that keepwell spends in wasm. The page cache is warm for all. Needs restic, borgbackup.
+"""
+import argparse, hashlib, json, os, random, resource, shutil, subprocess, sys, time
+
+ap = argparse.ArgumentParser()
+ap.add_argument("--size-mib", type=int, default=2048)
+ap.add_argument("--files", type=int, default=60000)
+ap.add_argument("--runs", type=int, default=1)
+ap.add_argument("--only", default="")
+ap.add_argument("--tools", default="keepwell,restic,borg,cp")
+ap.add_argument("keepwell")
+ap.add_argument("work", nargs="?", default="/tmp/keepwell-bench")
+args = ap.parse_args()
+KEEPWELL = os.path.abspath(args.keepwell)
+WORK = os.path.abspath(args.work)
+os.makedirs(WORK, exist_ok=True)
+ENV = dict(os.environ, RESTIC_PASSWORD="x", BORG_BASE_DIR=WORK + "/borg-home",
+           BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes", XDG_CACHE_HOME=WORK + "/cache",
+           RESTIC_CACHE_DIR=WORK + "/cache/restic", PBS_REPOSITORY=WORK + "/keepwell-repo")
+
+def make(name):
+    root = os.path.join(WORK, "data", name)
+    if os.path.exists(root): return root
+    os.makedirs(root + ".new", exist_ok=True)
+    rng = random.Random(7)
+    if name == "incompressible":
+        with open(root + ".new/file", "wb") as f:
+            for _ in range(args.size_mib): f.write(rng.randbytes(1 << 20))
+    elif name == "compressible":
+        # random bytes with two thirds repeats of what stands shortly before: about 3:1
+        with open(root + ".new/file", "wb") as f:
+            for _ in range(args.size_mib):
+                out = bytearray()
+                while len(out) < 1 << 20:
+                    piece = rng.randbytes(340)
+                    out += piece + piece + piece
+                f.write(out[: 1 << 20])
+    else:
+        words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
+        for i in range(args.files):
+            d = root + ".new/d%03d/e%02d" % (i // 600, i // 60 % 10)
+            os.makedirs(d, exist_ok=True)
+            size = min(int(rng.lognormvariate(9, 1.1)), 400000)
+            with open(d + "/f%05d" % i, "wb") as f:
+                if i % 3: f.write(b" ".join(rng.choices(words, k=size // 6 + 1))[:size])
+                else: f.write(rng.randbytes(size))
+    os.rename(root + ".new", root)
+    return root
+
+def run(cmd, **kw):
+    os.sync()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    t = time.monotonic()
+    p = subprocess.Popen(cmd, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **kw)
+    err = p.stderr.read()
+    _, status, usage = os.wait4(p.pid, 0)
+    seconds = time.monotonic() - t
+    if status: sys.exit("%r failed: %s" % (cmd, err.decode()[-2000:]))
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+def fresh(path):
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+def keepwell(data):
+    repo = fresh(WORK + "/keepwell-repo"); out = fresh(WORK + "/out")
+    os.makedirs(WORK + "/empty", exist_ok=True)
+    # restic and borg make their repositories before the clock runs, too
+    run([KEEPWELL, "backup", "e.pxar:" + WORK + "/empty", "--backup-id", "init"])
+    yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000000"])
+    yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000001"])
+    yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
+
+def restic(data):
+    repo = fresh(WORK + "/restic-repo"); out = fresh(WORK + "/out"); fresh(WORK + "/cache/restic")
+    run(["restic", "init", "-q", "-r", repo])
+    yield run(["restic", "backup", "-q", "-r", repo, "."], cwd=data)
+    yield run(["restic", "backup", "-q", "-r", repo, "."], cwd=data)
+    yield run(["restic", "restore", "latest", "-q", "-r", repo, "--target", out])
+
+def borg(data):
+    repo = fresh(WORK + "/borg-repo"); out = fresh(WORK + "/out"); fresh(WORK + "/borg-home")
+    run(["borg", "init", "-e", "none", repo])
+    yield run(["borg", "create", repo + "::a", "."], cwd=data)
+    yield run(["borg", "create", repo + "::b", "."], cwd=data)
+    os.makedirs(out)
+    yield run(["borg", "extract", repo + "::b"], cwd=out)
+
+def cp(data):
+    out = fresh(WORK + "/cp-out"); back = fresh(WORK + "/out")
+    yield run(["cp", "-a", data, out])
+    yield run(["cp", "-a", "-u", data + "/.", out])
+    yield run(["cp", "-a", out, back])
+
+TOOLS = {"keepwell": keepwell, "restic": restic, "borg": borg, "cp": cp}
+STEPS = ("first", "unchanged", "restore")
+results = {}
+for name in ("incompressible", "compressible", "small files"):
+    if args.only and args.only not in name: continue
+    data = make(name.replace(" ", "-"))
+    subprocess.run("find '%s' -type f -print0 | xargs -0 cat > /dev/null" % data, shell=True)
+    for tool in args.tools.split(","):
+        best = None
+        for _ in range(args.runs):
+            got = list(TOOLS[tool](data))
+            best = got if best is None else [min(a, b) for a, b in zip(best, got)]
+        results[name, tool] = best
+        print("%-15s %-9s" % (name, tool), "  ".join("%s %6.2f s (cpu %6.2f, %4.0f MiB)" % ((s,) + r) for s, r in zip(STEPS, best)), flush=True)
+    for tool in ("restic", "borg", "cp"):
+        if (name, tool) in results and (name, "keepwell") in results:
+            print("%-15s ratio to %-7s" % (name, tool), "  ".join("%s %5.2f" % (s, results[name, tool][i][0] / results[name, "keepwell"][i][0]) for i, s in enumerate(STEPS)), flush=True)
+    for d in ("out", "cp-out", "keepwell-repo", "restic-repo", "borg-repo"): fresh(WORK + "/" + d)
