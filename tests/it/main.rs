@@ -1,1 +1,18 @@
+//! End-to-end tests: one module for each capability, driving the real binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails should say where")]
+#![allow(unreachable_pub, reason = "modules of one test binary")]
+#![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
+mod backup;
+mod bad_input;
+mod corpus;
+mod crash;
+mod damage;
+mod faults;
+mod golden;
+mod hostile;
+mod manage;
+mod plugins;
+mod pxar_tool;
+mod roundtrip;
+mod support;

@@ -1,7 +1,7 @@
 //! Makes a snapshot: archive after archive, then catalog and manifest.
 
 use crate::error::{EngineError, Result};
-use crate::pipeline::{ChunkStream, Consumer, Cutter, Workers, feed};
+use crate::pipeline::{ChunkStream, Consumer, Cutter, WorkerQueue, Workers, feed};
 use crate::plugin::{Failure, Origin, Source, SourceRequest};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Report, Skipped};
@@ -65,14 +65,17 @@ struct Previous {
 }
 
 /// A running backup. Nothing of it can be seen before [`Backup::finish`].
+///
+/// The order of the fields is that of the end: streams, then workers, then the session, which
+/// takes away what was not finished.
 pub struct Backup {
+    catalog: Arc<Mutex<Option<Catalog>>>,
+    workers: Workers,
     session: Arc<dyn BackupSession>,
     target: BackupTarget,
-    workers: Workers,
     previous: Option<Arc<Previous>>,
     previous_problem: Option<EngineError>,
     manifest: Manifest,
-    catalog: Arc<Mutex<Option<Catalog>>>,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -137,7 +140,7 @@ impl Backup {
         let open = Arc::new(Mutex::new(Vec::new()));
         let destination = SnapshotDestination {
             session: self.session.clone(),
-            jobs: self.workers.share(),
+            jobs: self.workers.queue().ok_or(EngineError::Worker)?,
             label: label.clone(),
             chunk_bytes: self.target.chunk_bytes,
             previous: self.previous.clone(),
@@ -272,7 +275,7 @@ struct OpenStream {
 /// A snapshot as a source's destination.
 struct SnapshotDestination {
     session: Arc<dyn BackupSession>,
-    jobs: Workers,
+    jobs: WorkerQueue,
     label: ArchiveLabel,
     chunk_bytes: Option<u32>,
     previous: Option<Arc<Previous>>,
@@ -344,8 +347,10 @@ impl SnapshotDestination {
             let fed = feed(&pieces, &mut stream, &report, &cancel, &counters);
             // Whoever still sends must not wait for ever.
             drop(pieces);
-            let finished = stream.finish();
-            fed.and(finished)
+            match fed {
+                Ok(()) => stream.finish(),
+                Err(error) => Err(stream.fail(error)),
+            }
         };
         builder.spawn(run).map_err(crate::error::io_error("start", "a thread"))
     }
@@ -426,7 +431,7 @@ struct Catalog {
 }
 
 impl Catalog {
-    fn start(session: &Arc<dyn BackupSession>, workers: &Workers) -> Result<Self> {
+    fn start(session: &Arc<dyn BackupSession>, workers: &WorkerQueue) -> Result<Self> {
         let index = session.create_index(&ArchiveName::catalog(), IndexLayout::Dynamic)?;
         let cutter = Cutter::Content(Chunker::new(Chunker::CATALOG_AVERAGE)?);
         // Its bytes are not the archives': they are counted apart.

@@ -47,21 +47,35 @@ fn step(step: &'static str) -> impl Fn(Errno) -> Trouble {
 
 const NAME_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
 
-/// Makes a directory below another and opens it.
+/// Makes a directory below another and opens it; tells whether it is new.
 pub(crate) fn make_directory(
     parent: BorrowedFd<'_>,
     name: &[u8],
     metadata: &Metadata,
     options: &OutputOptions,
-) -> Outcome<OwnedFd> {
-    // Nobody else may look in before it has its final rights.
-    let mode = if options.ignore_permissions { metadata.mode & 0o777 | 0o700 } else { 0o700 };
-    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
-        Err(Errno::EXIST) if options.allow_existing_dirs => {}
-        other => other.map_err(step("create directory"))?,
-    }
+) -> Outcome<(OwnedFd, bool)> {
+    // Nobody else may look in before it has its final rights, and we must be able to write.
+    let mode = if options.ignore_permissions { metadata.mode | OWNER_ALL } else { OWNER_ALL };
+    let is_new = match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        Err(Errno::EXIST) if options.allow_existing_dirs => false,
+        other => other.map(|()| true).map_err(step("create directory"))?,
+    };
     let flags = NAME_FLAGS | OFlags::DIRECTORY | OFlags::RDONLY;
-    rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(step("enter directory"))
+    let fd = rustix::fs::openat(parent, name, flags, Mode::empty());
+    Ok((fd.map_err(step("enter directory"))?, is_new))
+}
+
+const OWNER_ALL: u32 = 0o700;
+
+/// Takes away from a new directory what only its making needed, where permissions are ignored.
+pub(crate) fn narrow(fd: BorrowedFd<'_>, metadata: &Metadata, options: &OutputOptions) {
+    let lent = OWNER_ALL & !metadata.mode;
+    if options.ignore_permissions
+        && lent != 0
+        && let Ok(stat) = rustix::fs::fstat(fd)
+    {
+        let _ = rustix::fs::fchmod(fd, Mode::from_raw_mode(stat.st_mode & 0o7777 & !lent));
+    }
 }
 
 /// Makes a file of this length, all of it a hole.

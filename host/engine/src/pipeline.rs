@@ -14,4 +14,4 @@ pub(crate) mod workers;
 
 pub(crate) use chunks::{ChunkStream, Cutter};
 pub(crate) use feed::{Consumer, feed};
-pub(crate) use workers::Workers;
+pub(crate) use workers::{WorkerQueue, Workers};

@@ -168,6 +168,8 @@ struct Dir {
     depth: usize,
     /// it is the user's, not the archive's: its metadata stays
     bare: bool,
+    /// it was not there before
+    is_new: AtomicBool,
 }
 
 impl Dir {
@@ -212,18 +214,23 @@ impl Dir {
             &self.metadata,
             &self.shared.options,
         );
-        let fd = made.map_err(|trouble| parent.error(&self.name, trouble))?;
+        let (fd, is_new) = made.map_err(|trouble| parent.error(&self.name, trouble))?;
+        self.is_new.store(is_new, Ordering::Relaxed);
         Ok(self.fd.get_or_init(|| fd).as_fd())
     }
 }
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        if let Some(fd) = self.fd.get()
-            && !self.bare
-            && !self.shared.is_over()
-            && let Err(trouble) = output::apply(fd.as_fd(), &self.metadata, &self.shared.options)
-        {
+        let Some(fd) = self.fd.get() else { return };
+        if self.bare || self.shared.is_over() {
+            return;
+        }
+        let options = &self.shared.options;
+        if self.is_new.load(Ordering::Relaxed) {
+            output::narrow(fd.as_fd(), &self.metadata, options);
+        }
+        if let Err(trouble) = output::apply(fd.as_fd(), &self.metadata, options) {
             let error = self.error(b"", trouble);
             self.shared.trouble(error);
         }
@@ -393,6 +400,7 @@ impl Walk<'_> {
             shared: self.shared.clone(),
             depth: 0,
             bare: false,
+            is_new: AtomicBool::new(false),
         });
         let wanted = self.patterns.is_empty();
         let mut levels = vec![Level { dir, path: Vec::new(), wanted }];
@@ -403,8 +411,11 @@ impl Walk<'_> {
                 return Ok(());
             }
             for event in events {
-                if let Err(error) = self.event(archive, event, &mut levels) {
-                    self.shared.trouble(error);
+                match self.event(archive, event, &mut levels) {
+                    Ok(()) => {}
+                    // It would go on and on.
+                    Err(error @ EngineError::Refused(_)) => return Err(error),
+                    Err(error) => self.shared.trouble(error),
                 }
                 if self.shared.is_over() {
                     return Ok(());
@@ -437,6 +448,7 @@ impl Walk<'_> {
                     shared: self.shared.clone(),
                     depth: top.dir.depth + 1,
                     bare: false,
+                    is_new: AtomicBool::new(false),
                 });
                 // It is on the stack even where it can't be made: what is in it must not end up
                 // in its parent.
@@ -591,6 +603,7 @@ impl Walk<'_> {
             shared: self.shared.clone(),
             depth: 0,
             bare: true,
+            is_new: AtomicBool::new(false),
         });
         let file = OpenFile {
             dir,

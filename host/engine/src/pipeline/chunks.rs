@@ -6,7 +6,7 @@
 //! turns out unexpected is cut in the ordinary way, until known chunks are met again.
 
 use super::feed::Consumer;
-use super::workers::{Answer, Buffer, Job, Pool, Workers};
+use super::workers::{Answer, Buffer, Job, Pool, WorkerQueue};
 use crate::error::{EngineError, Result};
 use crate::progress::Counters;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -59,6 +59,8 @@ type Receipt = Receiver<Result<Answer>>;
 enum Ordered {
     Pending(Receipt),
     Done(StoredChunk),
+    /// The stream is complete. Without this it has failed, and there is no index.
+    End,
 }
 
 /// What the appender tells back: which chunk of the stream was which.
@@ -85,8 +87,8 @@ pub(crate) struct ChunkStream {
     current: Buffer,
     jobs: Sender<Job>,
     counters: Arc<Counters>,
-    order: Sender<Ordered>,
-    appender: JoinHandle<Result<FileSummary>>,
+    order: Option<Sender<Ordered>>,
+    appender: Option<JoinHandle<Result<FileSummary>>>,
     expectation: Option<Expectation>,
     /// chunks handed over so far
     count: u64,
@@ -96,7 +98,7 @@ impl ChunkStream {
     /// `previous` is the index of the previous archive of this name.
     pub(crate) fn start(
         cutter: Cutter,
-        workers: &Workers,
+        workers: &WorkerQueue,
         index: Box<dyn IndexSink>,
         previous: Option<Index>,
         counters: &Arc<Counters>,
@@ -117,22 +119,37 @@ impl ChunkStream {
             sent: VecDeque::new(),
         });
         let current = pool.take();
-        let jobs = workers.queue();
+        let jobs = workers.jobs.clone();
         let counters = counters.clone();
+        let (order, appender) = (Some(order), Some(appender));
         Ok(Self { cutter, pool, current, jobs, counters, order, appender, expectation, count: 0 })
     }
 
     /// Sends what is left, and waits until the index is complete.
     pub(crate) fn finish(mut self) -> Result<FileSummary> {
-        let outcome = self.send_rest();
-        let Self { order, appender, .. } = self;
-        drop(order);
-        let appended = appender.join().map_err(|_| EngineError::Worker)?;
-        // A failed appender makes the sends fail, too: its error tells more.
-        match (appended, outcome) {
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-            (Ok(summary), Ok(())) => Ok(summary),
+        match self.send_rest().and_then(|()| self.tell(Ordered::End)) {
+            Ok(()) => self.join(),
+            Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Ends a stream that can't be completed. Where the appender failed, its error tells more.
+    pub(crate) fn fail(mut self, error: EngineError) -> EngineError {
+        match self.join() {
+            Ok(_) | Err(EngineError::Worker) => error,
+            Err(appending) => appending,
+        }
+    }
+
+    fn join(&mut self) -> Result<FileSummary> {
+        self.order = None;
+        let appender = self.appender.take().ok_or(EngineError::Worker)?;
+        appender.join().map_err(|_| EngineError::Worker)?
+    }
+
+    fn tell(&self, ordered: Ordered) -> Result<()> {
+        let order = self.order.as_ref().ok_or(EngineError::Worker)?;
+        order.send(ordered).map_err(|_| EngineError::Worker)
     }
 
     fn send_rest(&mut self) -> Result<()> {
@@ -160,7 +177,7 @@ impl ChunkStream {
 
     fn push(&mut self, ordered: Ordered) -> Result<()> {
         self.count += 1;
-        self.order.send(ordered).map_err(|_| EngineError::Worker)
+        self.tell(ordered)
     }
 
     /// Hands over all chunks whose end is in the current buffer.
@@ -335,6 +352,7 @@ fn append(
 ) -> Result<FileSummary> {
     for (number, ordered) in ordered.iter().enumerate() {
         let stored = match ordered {
+            Ordered::End => return Ok(index.finish()?),
             Ordered::Done(stored) => stored,
             Ordered::Pending(receipt) => match receipt.recv()?? {
                 Answer::Stored(stored) => stored,
@@ -345,5 +363,12 @@ fn append(
         // Nobody has to listen.
         let _ = tell.try_send(Seen { number: number as u64 + 1, digest: stored.digest });
     }
-    Ok(index.finish()?)
+    Err(EngineError::Worker)
+}
+
+/// Nothing may go on in the store when the backup is over.
+impl Drop for ChunkStream {
+    fn drop(&mut self) {
+        let _ = self.join();
+    }
 }

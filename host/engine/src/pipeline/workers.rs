@@ -8,7 +8,7 @@ use keepwell_seal::Sealer;
 use keepwell_store::BackupSession;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 /// More would cost memory, up to 32 MiB each, and gain little.
 const WORKERS_MAX: usize = 8;
@@ -67,9 +67,17 @@ pub(crate) struct Job {
     pub(crate) answer: Sender<Result<Answer>>,
 }
 
-/// The threads of one backup, shared by all its streams. They end when it is dropped.
+/// The threads of one backup, shared by all its streams. Dropping it waits for them.
 pub(crate) struct Workers {
-    jobs: Sender<Job>,
+    queue: Option<WorkerQueue>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Where streams hand their chunks to the workers.
+#[derive(Clone)]
+pub(crate) struct WorkerQueue {
+    pub(crate) jobs: Sender<Job>,
+    /// how many threads there are
     pub(crate) count: usize,
 }
 
@@ -77,6 +85,7 @@ impl Workers {
     pub(crate) fn start(session: &Arc<dyn BackupSession>) -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let (jobs, queue) = bounded::<Job>(1);
+        let mut threads = Vec::new();
         for number in 0..count {
             let worker = Worker {
                 queue: queue.clone(),
@@ -86,18 +95,22 @@ impl Workers {
             };
             let thread = thread::Builder::new().name(format!("worker-{number}"));
             let started = thread.spawn(move || worker.run());
-            started.map_err(crate::error::io_error("start", "a worker thread"))?;
+            threads.push(started.map_err(crate::error::io_error("start", "a worker thread"))?);
         }
-        Ok(Self { jobs, count })
+        Ok(Self { queue: Some(WorkerQueue { jobs, count }), threads })
     }
 
-    pub(crate) fn queue(&self) -> Sender<Job> {
-        self.jobs.clone()
+    pub(crate) fn queue(&self) -> Option<WorkerQueue> {
+        self.queue.clone()
     }
+}
 
-    /// The same threads, for one more user.
-    pub(crate) fn share(&self) -> Self {
-        Self { jobs: self.jobs.clone(), count: self.count }
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 

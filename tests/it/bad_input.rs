@@ -1,0 +1,218 @@
+//! Wrong input gets one line that names the value, exit code 255, and nothing half-written.
+
+use crate::support::{World, needs_root, noise};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+#[test]
+fn backup_refuses_before_it_touches_anything() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.write("empty", b"");
+    let cases = [
+        ("root.pxar:/nonexistent", "unable to access '/nonexistent' - No such file"),
+        ("root.pxar:tree/file", "expected directory): 'tree/file'"),
+        ("disk.img:tree", "expected file, block device or pipe): 'tree'"),
+        ("app.conf:tree", "expected regular file): 'tree'"),
+        ("disk.img:empty", "got zero-sized file 'empty'"),
+        (
+            "root.tar:tree",
+            "'root.tar:tree' is not like NAME.TYPE:PATH (types: pxar, img, conf, log)",
+        ),
+        ("root.pxar", "'root.pxar' is not like"),
+        ("ro.ot.pxar:tree", "'ro.ot'"),
+        ("a.pxar:tree a.pxar:tree", "got target twice: 'a.pxar'"),
+        ("a.pxar:tree --exclude [abc", "'[abc': unclosed character class"),
+        ("a.pxar:tree --exclude foo\\", "trailing backslash"),
+        ("a.pxar:tree --backup-id a/b", "'a/b'"),
+        ("a.pxar:tree --backup-id ..", "'..'"),
+        ("a.pxar:tree --backup-type disk", "'disk'"),
+        ("a.pxar:tree --backup-time -5", "'-5'"),
+        ("a.pxar:tree --backup-time now", "'now'"),
+        ("a.pxar:tree --ns ../x", "'../x'"),
+        ("a.pxar:tree --chunk-size 63", "Got unsupported chunk size '64512'"),
+        ("a.pxar:tree --chunk-size 8192", "Got unsupported chunk size"),
+        ("a.pxar:tree --entries-max many", "'many'"),
+        ("a.pxar:tree --exclude-larger-than big", "'big' is not a size"),
+        ("a.pxar:tree --include-dev /nonexistent", "unable to access '/nonexistent'"),
+        ("a.pxar:tree --include-dev / --all-file-systems", "conflicts with option 'include-dev'"),
+        ("a.pxar:tree --output-format xml", "no output format 'xml'"),
+        ("a.pxar:tree --keyfile k", "encryption comes with a later version"),
+        ("a.pxar:tree --no-such-option", "--no-such-option"),
+        ("a.pxar:tree --repository ::::", "unable to parse repository url '::::'"),
+        ("a.pxar:tree --repository u@pbs@host:8007:store", "servers come with a later version"),
+    ];
+    for (arguments, says) in cases {
+        world.fails(&format!("backup {arguments}")).says(says);
+    }
+    let left: Vec<_> =
+        fs::read_dir(world.repo()).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left, [".chunks"]);
+}
+
+#[test]
+fn a_default_key_is_not_silently_ignored() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.write(".config/proxmox-backup/encryption-key.json", b"{}");
+    world.fails("backup a.pxar:tree").says("encryption-key.json").says("--crypt-mode none");
+    world.ok("backup a.pxar:tree --crypt-mode none");
+}
+
+#[test]
+fn commands_refuse_what_is_not_there() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000000");
+    let snapshot = "host/me/2023-11-14T22:13:20Z";
+    let cases = [
+        (
+            format!("restore {snapshot} nope.pxar out"),
+            "manifest does not contain file 'nope.pxar.didx'",
+        ),
+        (format!("restore {snapshot} root out"), "manifest does not contain file 'root.blob'"),
+        (format!("restore {snapshot} ../x out"), "'../x.blob'"),
+        (
+            "restore host/me/2001-01-01T00:00:00Z root.pxar out".into(),
+            "snapshot host/me/2001-01-01T00:00:00Z does not exist.",
+        ),
+        (
+            "restore host/you root.pxar out".into(),
+            "backup group host/you does not contain any snapshots.",
+        ),
+        ("restore me root.pxar out".into(), "'me'"),
+        (format!("restore {snapshot} root.pxar out --pattern [x"), "invalid pattern '[x'"),
+        (format!("restore {snapshot} root.pxar out --ns a"), "namespace not found"),
+        ("snapshot forget host/me/2001-01-01T00:00:00Z".into(), "does not exist"),
+        ("snapshot forget host/me".into(), "'host/me' is not like host/NAME/TIME"),
+        ("snapshot notes show host/me/2001-01-01T00:00:00Z".into(), "does not exist"),
+        (format!("snapshot protected update {snapshot} maybe"), "maybe"),
+        (
+            "namespace create a/b".into(),
+            "cannot create new namespace, parent a doesn't already exists",
+        ),
+        ("namespace delete nope".into(), "namespace not found"),
+        (
+            "prune host/me --keep-last 0".into(),
+            "'keep-last': value must have a minimum value of 1 (got 0)",
+        ),
+        ("prune host/me --keep-last x".into(), "'x' is no whole number"),
+        ("prune host/me --policy nope".into(), "no retention policy 'nope'; there is keep"),
+        ("catalog dump host/me".into(), "'host/me' is not like"),
+        ("list --repository ./tree".into(), "'./tree' is not a datastore"),
+        ("list --repository ./nowhere".into(), "'./nowhere'"),
+        ("nonsense".into(), "nonsense"),
+        ("pxar extract nowhere.pxar".into(), "unable to open archive 'nowhere.pxar'"),
+        ("pxar create out.pxar tree/file".into(), "expected directory): 'tree/file'"),
+        ("completion nonsense".into(), "nonsense"),
+    ];
+    for (line, says) in cases {
+        world.fails(&line).says(says);
+    }
+    assert!(!world.path("out").exists() && !world.path("out.pxar").exists());
+    let run = world.run(["list", "--repository", ""]);
+    assert_eq!(run.code, Some(255));
+    let mut bare = world.command();
+    bare.env_remove("PBS_REPOSITORY").arg("list");
+    let run = crate::support::Run::from(bare.output().unwrap());
+    run.assert_failed("no repository");
+    run.says("unable to get (default) repository");
+}
+
+#[test]
+fn existing_targets_are_left_alone_unless_asked() {
+    let world = World::new();
+    world.write("tree/dir/file", b"new");
+    world.write("disk", noise(1, 10_000));
+    world.ok("backup root.pxar:tree disk.img:disk --backup-id me");
+    world.write("out/dir/file", b"old");
+    world.fails("restore host/me root.pxar out").says("\"dir\"").says("File exists");
+    world
+        .fails("restore host/me root.pxar out --allow-existing-dirs")
+        .says("\"dir/file\"")
+        .says("File exists");
+    assert_eq!(fs::read(world.path("out/dir/file")).unwrap(), b"old");
+    world.ok("restore host/me root.pxar out --allow-existing-dirs --overwrite");
+    assert_eq!(fs::read(world.path("out/dir/file")).unwrap(), b"new");
+    world.write("image", b"old");
+    world.fails("restore host/me disk.img image").says("'image'").says("File exists");
+    assert_eq!(fs::read(world.path("image")).unwrap(), b"old");
+    world.fails("restore host/me disk.img no/such/dir/image").says("'no/such/dir/image'");
+    world.write("x.pxar", b"old");
+    world.fails("pxar create x.pxar tree").says("File exists");
+}
+
+#[test]
+fn time_does_not_go_back() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.ok("backup root.pxar:tree --backup-id me --backup-time 2000");
+    for time in ["2000", "1999"] {
+        let run =
+            world.fails(&format!("backup root.pxar:tree --backup-id me --backup-time {time}"));
+        run.says("backup timestamp is older than last backup.");
+    }
+    assert_eq!(world.snapshots().len(), 1);
+}
+
+#[test]
+fn a_repository_without_permission_is_refused() {
+    if !needs_root("running as somebody else") {
+        return;
+    }
+    let world = World::new();
+    world.write("tree/file", b"x");
+    fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(world.repo(), fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |repository: &str| {
+        let mut command = world.command();
+        command.env_remove("XDG_CACHE_HOME").env("HOME", "/nonexistent");
+        std::os::unix::process::CommandExt::uid(&mut command, 65534);
+        command.args(["backup", "root.pxar:tree", "--repository", repository]);
+        crate::support::Run::from(command.output().unwrap())
+    };
+    for repository in ["./repo", "./new"] {
+        let run = run(repository);
+        run.assert_failed(repository);
+        run.says("Permission denied");
+    }
+    assert!(!world.path("new").exists());
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    if !needs_root("mounting a small disk") {
+        return;
+    }
+    let world = World::new();
+    world.write("tree/file", noise(1, 30 << 20));
+    let disk = world.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "none"]).arg(&disk).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: mounting is not possible here");
+        return;
+    }
+    fs::create_dir(disk.join(".chunks")).unwrap();
+    let backup =
+        world.run(["backup", "root.pxar:tree", "--repository", "./disk", "--backup-id", "me"]);
+    let left = crate::support::contains_file(&disk.join("host"), "");
+    let listed =
+        world.run(["snapshot", "list", "--repository", "./disk", "--output-format", "json"]);
+    world.ok("backup root.pxar:tree --backup-id me");
+    for chunk in fs::read_dir(disk.join(".chunks")).unwrap().flatten() {
+        fs::remove_dir_all(chunk.path()).unwrap();
+    }
+    let restore = world.run(["restore", "host/me", "root.pxar", "disk/out"]);
+    let half = disk.join("out/file").exists();
+    Command::new("umount").arg(&disk).status().unwrap();
+    backup.assert_failed("full disk");
+    backup.says("No space left on device").says("The disk is full");
+    assert!(!left, "a half backup remains");
+    assert_eq!(listed.stdout.trim(), "[]");
+    restore.assert_failed("full disk");
+    restore.says("No space left on device");
+    assert!(!half, "half a file remains");
+}

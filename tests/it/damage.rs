@@ -1,0 +1,137 @@
+//! What is damaged in a repository is named, and the rest can be had.
+
+use crate::support::{World, noise};
+use std::fs;
+use std::path::PathBuf;
+
+/// Three files in chunks of their own.
+fn world() -> World {
+    let world = World::new();
+    for (seed, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        world.write(&format!("tree/{name}"), noise(seed, 1 << 20));
+    }
+    world.write("disk", noise(4, 10 << 20));
+    world.ok("backup root.pxar:tree disk.img:disk app.conf:/etc/hostname --backup-id me --chunk-size 64 --backup-time 1700000000");
+    world
+}
+
+fn snapshot_file(world: &World, name: &str) -> PathBuf {
+    world.repo().join("host/me/2023-11-14T22:13:20Z").join(name)
+}
+
+/// The file of the chunk in the middle of an archive, and its digest.
+fn middle_chunk(world: &World, index: &str) -> (PathBuf, String) {
+    let bytes = fs::read(snapshot_file(world, index)).unwrap();
+    let index = match index.ends_with(".didx") {
+        true => keepwell_model::Index::parse_dynamic(bytes),
+        false => keepwell_model::Index::parse_fixed(bytes),
+    };
+    let index = index.unwrap();
+    let digest = index.chunk(index.len() / 2).unwrap().digest.to_string();
+    (world.repo().join(".chunks").join(&digest[..4]).join(&digest), digest)
+}
+
+#[test]
+fn a_damaged_chunk_is_named_with_its_file_and_the_rest_comes_back() {
+    let world = world();
+    let (chunk, digest) = middle_chunk(&world, "root.pxar.didx");
+    let good = fs::read(&chunk).unwrap();
+    let mut flipped = good.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    // A chunk of the right form that is another one.
+    let other = noise(9, 70_000);
+    let swapped = keepwell_seal::Sealer::new().unwrap().seal(&other).unwrap().into_bytes();
+    for (turn, damage) in
+        [Some(flipped), Some(good[..99].to_vec()), Some(Vec::new()), Some(swapped), None]
+            .into_iter()
+            .enumerate()
+    {
+        match damage {
+            Some(bytes) => fs::write(&chunk, bytes).unwrap(),
+            None => fs::remove_file(&chunk).unwrap(),
+        }
+        let run = world.fails(&format!("restore host/me root.pxar out{turn}"));
+        run.says(&digest).says("\"b\"").says("--keep-going");
+        assert!(!world.path(&format!("out{turn}/b")).exists(), "no half file");
+        let run = world.fails(&format!("restore host/me root.pxar kept{turn} --keep-going"));
+        run.says(&digest).says("\"b\"").says("could not be restored");
+        for (seed, name) in [(1, "a"), (3, "c")] {
+            assert!(
+                fs::read(world.path(&format!("kept{turn}/{name}"))).unwrap()
+                    == noise(seed, 1 << 20)
+            );
+        }
+        // What was sound of the damaged file is there, and it has its length.
+        let salvaged = fs::read(world.path(&format!("kept{turn}/b"))).unwrap();
+        assert_eq!(salvaged.len(), 1 << 20);
+        assert_eq!(salvaged[..1000], noise(2, 1000));
+    }
+    fs::write(&chunk, good).unwrap();
+    world.ok("restore host/me root.pxar whole");
+}
+
+#[test]
+fn a_damaged_image_is_not_half_restored() {
+    let world = world();
+    let (chunk, digest) = middle_chunk(&world, "disk.img.fidx");
+    fs::write(&chunk, b"garbage").unwrap();
+    world.fails("restore host/me disk.img out").says(&digest);
+    assert!(!world.path("out").exists());
+    world.fails("restore host/me disk.img out --keep-going").says(&digest);
+    assert_eq!(fs::metadata(world.path("out")).unwrap().len(), 10 << 20);
+    world.fails("restore host/me disk.img -").says(&digest);
+}
+
+#[test]
+fn damaged_indexes_blobs_manifests_and_catalogs_are_refused() {
+    let world = world();
+    let cases = [
+        ("root.pxar.didx", "restore host/me root.pxar out"),
+        ("disk.img.fidx", "restore host/me disk.img out"),
+        ("app.conf.blob", "restore host/me app.conf out"),
+        ("index.json.blob", "restore host/me root.pxar out"),
+        ("catalog.pcat1.didx", "catalog dump host/me/2023-11-14T22:13:20Z"),
+    ];
+    for (name, command) in cases {
+        let path = snapshot_file(&world, name);
+        let good = fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for bytes in
+            [flipped, good[..good.len() - 1].to_vec(), good[..good.len() / 2].to_vec(), Vec::new()]
+        {
+            fs::write(&path, bytes).unwrap();
+            world.fails(command).says(name);
+            assert!(!world.path("out").exists());
+        }
+        fs::remove_file(&path).unwrap();
+        world.fails(command);
+        fs::write(&path, good).unwrap();
+    }
+    world.ok("restore host/me root.pxar out");
+}
+
+#[test]
+fn a_manifest_of_another_snapshot_is_refused() {
+    let world = world();
+    world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000001");
+    let other = world.repo().join("host/me/2023-11-14T22:13:21Z/index.json.blob");
+    fs::copy(snapshot_file(&world, "index.json.blob"), other).unwrap();
+    world
+        .fails("restore host/me/2023-11-14T22:13:21Z root.pxar out")
+        .says("it is the manifest of host/me/2023-11-14T22:13:20Z");
+}
+
+#[test]
+fn a_damaged_previous_snapshot_only_costs_time() {
+    let world = world();
+    let path = snapshot_file(&world, "root.pxar.didx");
+    fs::write(&path, b"garbage").unwrap();
+    world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000001");
+    world.ok("restore host/me/2023-11-14T22:13:21Z root.pxar out");
+    fs::write(world.repo().join("host/me/2023-11-14T22:13:21Z/index.json.blob"), b"garbage")
+        .unwrap();
+    let run = world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000002");
+    run.says("Couldn't re-use previous manifest - ");
+    world.ok("restore host/me/2023-11-14T22:13:22Z root.pxar out2");
+}

@@ -1,0 +1,156 @@
+//! One function for each parser of outside bytes. The fuzz targets call them with new bytes, the
+//! ordinary tests with the kept corpora. They may refuse anything, and must never panic, hang or
+//! allocate without bound.
+
+use keepwell_engine::pattern::Pattern;
+use keepwell_model::catalog::{CatalogError, CatalogReader};
+use keepwell_model::{ArchiveName, Blob, Index, Manifest, Namespace, SnapshotId, size};
+use keepwell_sdk::EntryKind;
+use keepwell_seal::{Chunker, Opener, Sealer};
+use plugin_pxar::decode::{Decoder, Next};
+
+/// A target's name and function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 8] = [
+    ("blob", blob),
+    ("dynamic_index", dynamic_index),
+    ("fixed_index", fixed_index),
+    ("manifest", manifest),
+    ("catalog", catalog),
+    ("pxar", pxar),
+    ("pattern", pattern),
+    ("names", names),
+];
+
+/// Envelope and compressed content; also with a checksum made right, to come further.
+pub fn blob(data: &[u8]) {
+    let open = |bytes: Vec<u8>| {
+        if let Ok(blob) = Blob::parse(bytes)
+            && let Ok(mut opener) = Opener::new()
+        {
+            let _ = opener.open(blob);
+        }
+    };
+    open(data.to_vec());
+    if let Some(kind) = keepwell_model::BlobKind::of_magic(data)
+        && let Ok(blob) = Blob::seal(kind, data.to_vec())
+    {
+        let bytes = blob.into_bytes();
+        open(bytes.clone());
+        if let Ok(mut opener) = Opener::new() {
+            let _ = opener.open_chunk(bytes, &Sealer::digest(data), 4096);
+        }
+    }
+}
+
+fn index(parsed: Result<Index, keepwell_model::index::IndexError>, size: u64) {
+    let Ok(index) = parsed else { return };
+    let mut end = 0;
+    for chunk in index.chunks().take(10_000) {
+        assert!(chunk.start == end && chunk.end > chunk.start, "chunks follow each other");
+        end = chunk.end;
+    }
+    let _ = index.checksum();
+    for offset in [0, size, index.size().saturating_sub(1), index.size()] {
+        if let Some(position) = index.position_of(offset) {
+            let chunk = index.chunk(position);
+            assert!(chunk.is_some_and(|chunk| chunk.start <= offset && offset < chunk.end));
+        }
+    }
+}
+
+/// The header is mostly filled with zeros: the entries matter.
+fn with_header(data: &[u8], magic: [u8; 8]) -> Vec<u8> {
+    let (head, body) = data.split_at(data.len().min(80));
+    let mut bytes = head.to_vec();
+    bytes.resize(4096, 0);
+    bytes[..8].copy_from_slice(&magic);
+    bytes.extend(body);
+    bytes
+}
+
+pub fn dynamic_index(data: &[u8]) {
+    index(Index::parse_dynamic(data.to_vec()), data.len() as u64);
+    let magic = [0x1c, 0x91, 0x4e, 0xa5, 0x19, 0xba, 0xb3, 0xcd];
+    index(Index::parse_dynamic(with_header(data, magic)), data.len() as u64);
+}
+
+pub fn fixed_index(data: &[u8]) {
+    index(Index::parse_fixed(data.to_vec()), data.len() as u64);
+    let magic = [0x2f, 0x7f, 0x41, 0xed, 0x91, 0xfd, 0x0f, 0xcd];
+    index(Index::parse_fixed(with_header(data, magic)), data.len() as u64);
+}
+
+/// What is read is written and read to the same.
+pub fn manifest(data: &[u8]) {
+    if let Ok(manifest) = Manifest::parse(data) {
+        let again = Manifest::parse(&manifest.to_json());
+        assert_eq!(again.ok().as_ref(), Some(&manifest));
+        let _ = (manifest.notes(), manifest.key_fingerprint(), manifest.verify_failed());
+    }
+}
+
+pub fn catalog(data: &[u8]) {
+    let Ok(reader) = CatalogReader::open(data) else { return };
+    let mut entries = 0;
+    let _ = reader.walk(&mut |_, _| {
+        entries += 1;
+        // A small catalog can name a directory many times: whoever lists decides how long.
+        if entries > 10_000 { Err(CatalogError::Name) } else { Ok(()) }
+    });
+}
+
+pub fn pxar(data: &[u8]) {
+    let decoder = Decoder::new(data);
+    let _ = decoder.table(data.len() as u64);
+    let Ok(root) = decoder.root() else { return };
+    let (mut position, mut depth) = (root.next, 1u32);
+    while depth > 0 {
+        match decoder.next(position) {
+            Ok(Next::End { next }) => {
+                assert!(next > position, "a walk goes forward");
+                position = next;
+                depth -= 1;
+            }
+            Ok(Next::Entry(decoded)) => {
+                assert!(decoded.next > position, "a walk goes forward");
+                position = decoded.next;
+                depth += u32::from(decoded.entry.metadata.kind == EntryKind::Directory);
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// The first line is the pattern, the second the path.
+pub fn pattern(data: &[u8]) {
+    let mut lines = data.splitn(2, |byte| *byte == b'\n');
+    let (pattern, path) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    if let Ok(pattern) = Pattern::parse(pattern, b"/base") {
+        let path = [b"/", path].concat();
+        // Only directories or anything: what matches a file matches a directory.
+        assert!(!pattern.matches(&path, false) || pattern.matches(&path, true));
+    }
+}
+
+/// Names read as they print; sizes, too, and the chunker cuts what it is given.
+pub fn names(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        if let Ok(mut chunker) = Chunker::new(64 << 10) {
+            let _ = chunker.find_end(data);
+        }
+        return;
+    };
+    if let Ok(snapshot) = text.parse::<SnapshotId>() {
+        assert_eq!(snapshot.to_string(), text);
+    }
+    if let Ok(namespace) = text.parse::<Namespace>() {
+        assert_eq!(namespace.to_string(), text);
+    }
+    if let Ok(name) = ArchiveName::from_user(text) {
+        assert!(!name.as_str().contains('/'));
+    }
+    let _ = size::parse(text);
+}
