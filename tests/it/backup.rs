@@ -358,7 +358,7 @@ fn progress_is_json_where_asked() {
     let world = World::new();
     world.write("tree/file", noise(1, 100_000));
     let run = world.ok("backup root.pxar:tree --backup-id me --progress json");
-    let last = run.stderr.lines().filter(|line| line.starts_with('{')).next_back().unwrap();
+    let last = run.stderr.lines().rfind(|line| line.starts_with('{')).unwrap();
     let last: serde_json::Value = serde_json::from_str(last).unwrap();
     assert_eq!((last["type"].as_str(), last["done"].as_bool()), (Some("progress"), Some(true)));
     assert!(last["bytes"].as_u64().unwrap() > 100_000);

@@ -59,9 +59,15 @@ fn archives_stream_through_pipes() {
         Vec::<String>::new()
     );
     world.ok("pxar create x.pxar tree");
-    let cat = Command::new("cat").arg(world.path("x.pxar")).stdout(Stdio::piped()).spawn().unwrap();
-    let list =
-        world.command().args(["pxar", "list", "-"]).stdin(cat.stdout.unwrap()).output().unwrap();
+    let mut cat =
+        Command::new("cat").arg(world.path("x.pxar")).stdout(Stdio::piped()).spawn().unwrap();
+    let list = world
+        .command()
+        .args(["pxar", "list", "-"])
+        .stdin(cat.stdout.take().unwrap())
+        .output()
+        .unwrap();
+    cat.wait().unwrap();
     assert_eq!(String::from_utf8_lossy(&list.stdout), world.ok("pxar list x.pxar").stdout);
 }
 

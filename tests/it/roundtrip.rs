@@ -31,7 +31,7 @@ fn make_tree(root: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     let _ = rustix::fs::setxattr(
-        &root.join("deep/er/one"),
+        root.join("deep/er/one"),
         "user.note",
         b"kept",
         rustix::fs::XattrFlags::empty(),

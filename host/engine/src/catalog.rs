@@ -4,7 +4,7 @@ use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result};
 use crate::snapshot::{find, read_index, read_manifest};
 use keepwell_model::ArchiveName;
-use keepwell_model::catalog::{CatalogBytes, CatalogEntry, CatalogError, CatalogReader};
+use keepwell_model::catalog::{CatalogBytes, CatalogError, CatalogReader, Visit};
 use keepwell_store::SnapshotReader;
 use std::sync::Arc;
 
@@ -32,10 +32,7 @@ impl CatalogBytes for StoredCatalog {
 }
 
 /// Calls `visit` with the path and entry of everything in the catalog, in order.
-pub fn walk(
-    reader: Arc<dyn SnapshotReader>,
-    visit: &mut dyn FnMut(&[Vec<u8>], &CatalogEntry) -> std::result::Result<(), CatalogError>,
-) -> Result<()> {
+pub fn walk(reader: Arc<dyn SnapshotReader>, visit: &mut Visit<'_>) -> Result<()> {
     let manifest = read_manifest(&*reader)?;
     let name = ArchiveName::catalog();
     let file = find(&manifest, &name).map_err(|error| match error {

@@ -295,7 +295,7 @@ pub(crate) fn apply(
 
 fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
     let Ok(current) = rustix::fs::ioctl_getflags(fd) else { return Ok(()) };
-    let current = current.bits() as u32;
+    let current = current.bits();
     let new = wanted & KEPT_FLAGS | current & !KEPT_FLAGS;
     if new == current {
         return Ok(());

@@ -5,6 +5,8 @@
 //! own, and writes `OUT_DIR/*.wasm` with an index to include. It may use cargo, rustc, and where
 //! neither can make wasm, Debian's packages, unpacked below the target directory.
 
+#![allow(clippy::print_stdout, reason = "that is how build scripts speak to cargo")]
+
 mod toolchain;
 
 use anyhow::{Context, Result, bail};

@@ -224,6 +224,9 @@ fn push_signed(out: &mut Vec<u8>, value: i64) {
     out.push(0);
 }
 
+/// Is called with the path (names from the root) and entry of everything in a catalog.
+pub type Visit<'a> = dyn FnMut(&[Vec<u8>], &CatalogEntry) -> Result<(), CatalogError> + 'a;
+
 /// Where a catalog's bytes come from.
 pub trait CatalogBytes {
     fn size(&self) -> u64;
@@ -293,10 +296,7 @@ impl<B: CatalogBytes> CatalogReader<B> {
     }
 
     /// Calls `visit` with the path (names from the root) of every entry, depth first, in order.
-    pub fn walk(
-        &self,
-        visit: &mut dyn FnMut(&[Vec<u8>], &CatalogEntry) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
+    pub fn walk(&self, visit: &mut Visit<'_>) -> Result<(), CatalogError> {
         let mut path: Vec<Vec<u8>> = Vec::new();
         let mut open = vec![self.directory(self.root()?)?.into_iter()];
         while let Some(entries) = open.last_mut() {
@@ -422,7 +422,10 @@ mod tests {
         assert_eq!(hex::encode(empty.take()), "91fd60f9c46758d501000800000000000000");
     }
 
-    fn listing(bytes: &[u8]) -> Result<Vec<(Vec<Vec<u8>>, u8)>, CatalogError> {
+    /// Path and letter of each entry.
+    type Listing = Vec<(Vec<Vec<u8>>, u8)>;
+
+    fn listing(bytes: &[u8]) -> Result<Listing, CatalogError> {
         let mut found = Vec::new();
         CatalogReader::open(bytes)?.walk(&mut |path, entry| {
             found.push((path.to_vec(), entry.kind.letter()));

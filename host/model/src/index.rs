@@ -99,7 +99,7 @@ impl Index {
         let header = check_header(&bytes, FIXED_MAGIC)?;
         let (size, chunk_bytes) = (header.size.get(), header.chunk_bytes.get());
         let body = bytes.len() - HEADER_BYTES;
-        if body % FIXED_ENTRY_BYTES != 0 {
+        if !body.is_multiple_of(FIXED_ENTRY_BYTES) {
             return Err(IndexError::Ragged(body));
         }
         let entries = body / FIXED_ENTRY_BYTES;
@@ -374,10 +374,9 @@ mod tests {
                 let mut bytes = vec![0; HEADER_BYTES];
                 bytes[..8].copy_from_slice(&magic);
                 bytes.extend(&tail);
-                for index in [Index::parse_dynamic(bytes.clone()), Index::parse_fixed(bytes)] {
-                    if let Ok(index) = index {
-                        let _ = (index.chunks().count(), index.checksum(), index.size());
-                    }
+                let parsed = [Index::parse_dynamic(bytes.clone()), Index::parse_fixed(bytes)];
+                for index in parsed.into_iter().flatten() {
+                    let _ = (index.chunks().count(), index.checksum(), index.size());
                 }
             }
         }

@@ -268,8 +268,7 @@ impl Walk {
             let listed = frame.handle.read(LIST_BATCH)?;
             frame.listed_all = listed.is_empty();
             let kept = self.excludes.keep(&path, listed).into_iter().filter(|child| {
-                !(is_root && child.name == EXCLUDE_RECORD)
-                    && !self.settings.drops(child.kind)
+                !(is_root && child.name == EXCLUDE_RECORD || self.settings.drops(child.kind))
                     && frame.only.as_ref().is_none_or(|only| *only == child.name)
             });
             frame.pending.extend(kept);

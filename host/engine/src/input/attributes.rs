@@ -89,7 +89,7 @@ impl Probes {
         let mut incomplete = None;
         if matches!(metadata.kind, EntryKind::File | EntryKind::Directory) {
             metadata.inode_flags =
-                rustix::fs::ioctl_getflags(fd).map_or(0, |flags: IFlags| flags.bits() as u32);
+                rustix::fs::ioctl_getflags(fd).map_or(0, |flags: IFlags| flags.bits());
             if filesystem == MSDOS || filesystem == FUSE {
                 metadata.fat_attributes = fat_attributes(fd).unwrap_or(0);
             }

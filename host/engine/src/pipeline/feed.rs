@@ -30,7 +30,7 @@ pub(crate) fn feed(
             Piece::Bytes(bytes) => feeder.bytes(&bytes)?,
             Piece::File { file, offset, length } => feeder.file(&file, offset, length)?,
             Piece::ToEnd { file, answer } => {
-                let length = feeder.to_end(&file)?;
+                let length = feeder.rest(&file)?;
                 let _ = answer.send(length);
             }
         }
@@ -152,7 +152,7 @@ impl Feeder<'_> {
         self.zeros(missing)
     }
 
-    fn to_end(&mut self, file: &InputFile) -> Result<u64> {
+    fn rest(&mut self, file: &InputFile) -> Result<u64> {
         let mut length = 0;
         loop {
             self.cancel.check()?;
