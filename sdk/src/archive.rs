@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::archive_bindings as bindings;
 use bindings::exports::keepwell::archive::reader as exported;
 
-pub use bindings::exports::keepwell::archive::reader::{Content, Entry, Event, Link, Node};
+pub use bindings::exports::keepwell::archive::reader::{Content, Damage, Entry, Event, Link, Node};
 pub use bindings::exports::keepwell::archive::source::{Borders, Origin, Request, Summary};
 pub use bindings::keepwell::archive::archive_sink::{
     Chunking, Extent, Omission, Stream, catalog_add, catalog_enter, catalog_leave, catalog_open,
@@ -35,12 +35,15 @@ pub trait Reader {
     type Archive: Archive;
 }
 
+/// Children of a directory; one that can't be read does not hide the others.
+pub type Children = Vec<Result<Entry, Damage>>;
+
 /// An open archive.
 pub trait Archive: Sized + 'static {
     type Walk: Walk;
     fn open(streams: Vec<Bytes>) -> Result<Self, Failure>;
     fn root(&self) -> Result<Entry, Failure>;
-    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Vec<Entry>, Failure>;
+    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Children, Failure>;
     fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure>;
     fn entry(&self, node: Node) -> Result<Entry, Failure>;
     /// Only called for entries whose content is `computed`.
@@ -90,7 +93,7 @@ impl<A: Archive> exported::GuestArchive for ArchiveAdapter<A> {
     fn root(&self) -> Result<Entry, Failure> {
         self.0.root()
     }
-    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Vec<Entry>, Failure> {
+    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Children, Failure> {
         self.0.children(dir, after, max)
     }
     fn child(&self, directory: Node, name: Vec<u8>) -> Result<Option<Entry>, Failure> {

@@ -135,3 +135,26 @@ fn a_damaged_previous_snapshot_only_costs_time() {
     run.says("Couldn't re-use previous manifest - ");
     world.ok("restore host/me/2023-11-14T22:13:22Z root.pxar out2");
 }
+
+#[test]
+fn damage_in_the_midst_of_small_files_costs_only_those() {
+    let world = World::new();
+    for i in 0..400 {
+        world.write(&format!("tree/d{}/{i:03}", i / 100), noise(i, 5000));
+    }
+    world.ok("backup root.pxar:tree --backup-id me --chunk-size 64 --backup-time 1700000000");
+    let (chunk, digest) = middle_chunk(&world, "root.pxar.didx");
+    fs::write(chunk, b"garbage").unwrap();
+    world.fails("restore host/me root.pxar out").says(&digest);
+    let run = world.fails("restore host/me root.pxar kept --keep-going");
+    run.says(&digest).says("could not be restored");
+    let mut sound = 0;
+    for i in 0..400 {
+        if let Ok(bytes) = fs::read(world.path(&format!("kept/d{}/{i:03}", i / 100))) {
+            sound += u32::from(bytes == noise(i, 5000));
+        }
+    }
+    // A chunk of some 64 KiB holds about 13 of these files.
+    assert!(sound > 340, "{sound} of 400 files came back");
+    assert!(world.path("kept/d3/399").is_file());
+}

@@ -215,6 +215,9 @@ pub enum Event {
     Leave,
 }
 
+/// A child of a directory, or where one lies that can't be read, and why.
+pub type Child = Result<Entry, (Node, Failure)>;
+
 /// Opens archives.
 pub trait Reader: Send {
     fn open(&mut self, streams: Vec<Arc<dyn RandomAccess>>) -> Result<Box<dyn Archive>, Failure>;
@@ -228,7 +231,7 @@ pub trait Archive: Send {
         directory: Node,
         after: Option<Node>,
         max: u32,
-    ) -> Result<Vec<Entry>, Failure>;
+    ) -> Result<Vec<Child>, Failure>;
     fn child(&mut self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure>;
     fn entry(&mut self, node: Node) -> Result<Entry, Failure>;
     fn read(&mut self, node: Node, offset: u64, length: u32) -> Result<Vec<u8>, Failure>;

@@ -8,7 +8,7 @@ use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result, io_error};
 use crate::output::{self, OutputOptions, Trouble};
 use crate::pattern::{PatternList, Verdict};
-use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Metadata};
+use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Failure, Metadata, Node};
 use crate::progress::{Cancel, Counters};
 use crate::report::shown_path;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -111,7 +111,7 @@ impl ContentSource for PlainContent {
         let bytes = source.read_at(part.from as u64, length as u32)?;
         if bytes.len() != length {
             let problem = format!("the archive ends before byte {}", part.to);
-            return Err(crate::plugin::Failure::Corrupt(problem).into());
+            return Err(Failure::Corrupt(problem).into());
         }
         Ok(Fetched { bytes: Arc::new(bytes), from: 0, to: length })
     }
@@ -200,6 +200,14 @@ impl Dir {
             problem += " (use --ignore-ownership to restore without root)";
         }
         EngineError::Entry { path: self.path_of(name), problem }
+    }
+
+    /// Something in this directory can't be had.
+    fn lost(&self, what: &str, failure: Failure) -> EngineError {
+        EngineError::Entry {
+            path: self.path_of(b""),
+            problem: format!("{what} is lost: {failure}"),
+        }
     }
 
     /// The directory itself, made when it is first needed.
@@ -383,6 +391,8 @@ struct Level {
     dir: Arc<Dir>,
     path: Vec<u8>,
     wanted: bool,
+    /// the child met last
+    last: Option<Node>,
 }
 
 impl Walk<'_> {
@@ -402,8 +412,20 @@ impl Walk<'_> {
             bare: false,
             is_new: AtomicBool::new(false),
         });
-        let wanted = self.patterns.is_empty();
-        let mut levels = vec![Level { dir, path: Vec::new(), wanted }];
+        let (wanted, root_node) = (self.patterns.is_empty(), root.node);
+        let mut levels = vec![Level { dir, path: Vec::new(), wanted, last: None }];
+        match self.walk(archive, &mut levels) {
+            // The archive itself is damaged: what lies behind can be found through its tables.
+            Err(EngineError::Plugin(failure)) if self.shared.keep_going && !self.sequential => {
+                self.shared.trouble(failure.into());
+                self.salvage(archive, root_node, &mut levels)
+            }
+            other => other,
+        }
+    }
+
+    /// Everything, in the order of the archive.
+    fn walk(&mut self, archive: &mut dyn Archive, levels: &mut Vec<Level>) -> Result<()> {
         archive.start_walk()?;
         loop {
             let events = archive.walk(if self.sequential { 1 } else { WALK_BATCH })?;
@@ -411,17 +433,98 @@ impl Walk<'_> {
                 return Ok(());
             }
             for event in events {
-                match self.event(archive, event, &mut levels) {
-                    Ok(()) => {}
-                    // It would go on and on.
-                    Err(error @ EngineError::Refused(_)) => return Err(error),
-                    Err(error) => self.shared.trouble(error),
-                }
+                self.event_or_trouble(archive, event, levels)?;
                 if self.shared.is_over() {
                     return Ok(());
                 }
             }
         }
+    }
+
+    fn event_or_trouble(
+        &mut self,
+        archive: &mut dyn Archive,
+        event: Event,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        match self.event(archive, event, levels) {
+            // It would go on and on.
+            Err(error @ EngineError::Refused(_)) => Err(error),
+            Err(error) => {
+                self.shared.trouble(error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Goes on after a walk that failed: with what follows in each directory that was open.
+    fn salvage(
+        &mut self,
+        archive: &mut dyn Archive,
+        root: Node,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        let mut nodes = vec![root];
+        for level in &levels[1..] {
+            let parent = *nodes.last().unwrap_or(&root);
+            match archive.child(parent, &level.dir.name) {
+                Ok(Some(entry)) => nodes.push(entry.node),
+                Ok(None) => break,
+                Err(failure) => {
+                    self.shared.trouble(level.dir.lost("the rest of it", failure));
+                    break;
+                }
+            }
+        }
+        levels.truncate(nodes.len());
+        while let (Some(level), Some(node)) = (levels.last(), nodes.pop()) {
+            let after = level.last;
+            self.salvage_below(archive, node, after, levels)?;
+            levels.pop();
+        }
+        Ok(())
+    }
+
+    fn salvage_below(
+        &mut self,
+        archive: &mut dyn Archive,
+        directory: Node,
+        mut after: Option<Node>,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        while let Some(top) = levels.last().filter(|_| !self.shared.is_over()) {
+            let children = match archive.children(directory, after, WALK_BATCH) {
+                Ok(children) if children.is_empty() => return Ok(()),
+                Ok(children) => children,
+                Err(failure) => {
+                    self.shared.trouble(top.dir.lost("the rest of it", failure));
+                    return Ok(());
+                }
+            };
+            for child in children {
+                match child {
+                    Err((node, failure)) => {
+                        after = Some(node);
+                        if let Some(top) = levels.last() {
+                            self.shared.trouble(top.dir.lost("an entry in it", failure));
+                        }
+                    }
+                    Ok(entry) => {
+                        let node = entry.node;
+                        after = Some(node);
+                        let is_directory = entry.metadata.kind == EntryKind::Directory;
+                        let event = if is_directory { Event::Enter } else { Event::Leaf };
+                        self.event_or_trouble(archive, event(entry), levels)?;
+                        if is_directory {
+                            self.salvage_below(archive, node, None, levels)?;
+                            self.event_or_trouble(archive, Event::Leave, levels)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn event(
@@ -438,7 +541,8 @@ impl Walk<'_> {
                 Ok(())
             }
             Event::Enter(entry) => {
-                let Some(top) = levels.last() else { return Ok(()) };
+                let Some(top) = levels.last_mut() else { return Ok(()) };
+                top.last = Some(entry.node);
                 let (path, wanted) = self.judge(top, &entry);
                 let dir = Arc::new(Dir {
                     parent: Some(top.dir.clone()),
@@ -452,7 +556,7 @@ impl Walk<'_> {
                 });
                 // It is on the stack even where it can't be made: what is in it must not end up
                 // in its parent.
-                levels.push(Level { dir: dir.clone(), path, wanted });
+                levels.push(Level { dir: dir.clone(), path, wanted, last: None });
                 if dir.depth > DEPTH_MAX {
                     let problem = format!("directories are nested more than {DEPTH_MAX} deep");
                     return Err(EngineError::Refused(problem));
@@ -464,7 +568,8 @@ impl Walk<'_> {
                 Ok(())
             }
             Event::Leaf(entry) => {
-                let Some(top) = levels.last() else { return Ok(()) };
+                let Some(top) = levels.last_mut() else { return Ok(()) };
+                top.last = Some(entry.node);
                 let (_, wanted) = self.judge(top, &entry);
                 let dir = top.dir.clone();
                 if wanted { self.leaf(archive, &dir, &levels[0].dir, entry) } else { Ok(()) }

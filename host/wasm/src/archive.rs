@@ -10,7 +10,7 @@ use crate::{LoadError, Plugin, PluginInfo};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::plugin::{
-    Archive, Borders, Entry, Event, Failure, Node, Origin, Reader, Source, SourceRequest,
+    Archive, Borders, Child, Entry, Event, Failure, Node, Origin, Reader, Source, SourceRequest,
     SourceSummary,
 };
 use keepwell_engine::report::Report;
@@ -192,7 +192,7 @@ impl Archive for WasmArchive {
         directory: Node,
         after: Option<Node>,
         max: u32,
-    ) -> Result<Vec<Entry>, Failure> {
+    ) -> Result<Vec<Child>, Failure> {
         let called = self.guest.archive().call_children(
             &mut self.store,
             self.archive,
@@ -200,7 +200,14 @@ impl Archive for WasmArchive {
             after.map(guest_node),
             max,
         );
-        self.done(called)?.into_iter().map(|given| entry(given, false)).collect()
+        let children = self.done(called)?.into_iter().map(|child| match child {
+            Ok(given) => {
+                let node = given.node.into();
+                entry(given, false).map_err(|failure| (node, failure))
+            }
+            Err(damage) => Err((damage.node.into(), damage.failure.into())),
+        });
+        Ok(children.collect())
     }
 
     fn child(&mut self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {

@@ -1,8 +1,8 @@
 //! Images: the bytes of a file, block device or pipe in fixed chunks of 4 MiB.
 
 use keepwell_sdk::archive::{
-    Archive, ArchiveType, Bytes, Chunking, Content, Entry, Event, Extent, Info, Node, Origin,
-    OriginKind, Plugin, Reader, Request, Source, Summary, Walk, open_stream,
+    Archive, ArchiveType, Bytes, Children, Chunking, Content, Entry, Event, Extent, Info, Node,
+    Origin, OriginKind, Plugin, Reader, Request, Source, Summary, Walk, open_stream,
 };
 use keepwell_sdk::{EntryKind, Failure, Metadata, Timestamp};
 
@@ -90,7 +90,7 @@ impl Archive for ImageArchive {
     fn root(&self) -> Result<Entry, Failure> {
         Ok(self.whole())
     }
-    fn children(&self, _: Node, _: Option<Node>, _: u32) -> Result<Vec<Entry>, Failure> {
+    fn children(&self, _: Node, _: Option<Node>, _: u32) -> Result<Children, Failure> {
         Ok(Vec::new())
     }
     fn child(&self, _: Node, _: &[u8]) -> Result<Option<Entry>, Failure> {

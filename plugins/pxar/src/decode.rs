@@ -92,7 +92,13 @@ impl<R: ReadAt> Decoder<R> {
             let on = position >= window.start && position <= held;
             window.next = if on { (window.next * 2).min(WINDOW_BYTES.1) } else { WINDOW_BYTES.0 };
             let ask = u32::try_from(length).map_err(|_| corrupt(position, "item is too large"))?;
-            let bytes = self.source.read_at(position, ask.max(window.next))?;
+            // What lies behind may be damaged: then what is asked for can still be had.
+            let bytes = match self.source.read_at(position, ask.max(window.next)) {
+                Err(Failure::Corrupt(_)) if ask < window.next => {
+                    self.source.read_at(position, ask)?
+                }
+                other => other?,
+            };
             if (bytes.len() as u64) < length {
                 return Err(corrupt(position, "the archive ends in the middle of an entry"));
             }

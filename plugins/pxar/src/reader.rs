@@ -1,8 +1,8 @@
 //! The contract's reader over [`Decoder`].
 
 use crate::decode::{Decoded, Decoder, Next, ReadAt};
-use crate::format::name_hash;
-use keepwell_sdk::archive::{Archive, Bytes, Entry, Event, Node, Walk};
+use crate::format::{GoodbyeRow, name_hash};
+use keepwell_sdk::archive::{Archive, Bytes, Children, Damage, Entry, Event, Node, Walk};
 use keepwell_sdk::{EntryKind, Failure};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -55,11 +55,15 @@ impl Archive for PxarArchive {
         Ok(self.0.root()?.entry)
     }
 
-    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Vec<Entry>, Failure> {
+    fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Children, Failure> {
         let (_, mut rows) = self.0.table(self.end_of(dir)?)?;
         rows.sort_unstable_by_key(|row| row.start);
         let rest = rows.iter().filter(|row| after.is_none_or(|after| row.start > after.at));
-        rest.take(max as usize).map(|row| self.entry_at(row.start, row.end)).collect()
+        let read = |row: &GoodbyeRow| {
+            let node = Node { at: row.start, end: row.end };
+            self.entry_at(row.start, row.end).map_err(|failure| Damage { node, failure })
+        };
+        Ok(rest.take(max as usize).map(read).collect())
     }
 
     fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {
