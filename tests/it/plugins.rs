@@ -56,3 +56,33 @@ fn what_is_no_component_is_refused_with_its_name() {
     missing.assert_failed("missing directory");
     missing.says("nowhere");
 }
+
+/// A policy from outside: its own option is a flag, and what it says is only done within limits.
+#[test]
+fn a_policy_from_outside_is_used_by_name() {
+    let world = World::new();
+    let (_, bytes) = keepwell_test_guests::COMPONENTS[0];
+    world.write("plugins/hostile.wasm", bytes);
+    world.write("tree/file", b"x");
+    for time in [1000, 1001] {
+        world.ok(&format!("backup root.pxar:tree --backup-id me --backup-time {time}"));
+    }
+    let run = |line: &str| {
+        let mut command = world.command();
+        command.env("KEEPWELL_PLUGIN_PATH", world.path("plugins")).args(line.split(' '));
+        crate::support::Run::from(command.output().unwrap())
+    };
+    assert!(run("prune --help").stdout.contains("How to misbehave"));
+    let panicked = run("prune host/me --policy hostile --mode panic");
+    panicked.assert_failed("a policy that panics");
+    panicked.says("plugin 'hostile' failed: it panicked").says("a deliberate panic");
+    run("prune host/me --policy hostile --mode few").says("made 1 decisions for 2 snapshots");
+    world.ok("snapshot protected update host/me/1970-01-01T00:16:40Z true");
+    let pruned = run("prune host/me --policy hostile --mode all --output-format json");
+    assert_eq!(pruned.code, Some(0), "{}", pruned.stderr);
+    assert_eq!(
+        world.snapshots(),
+        ["host/me/1000"],
+        "a protected snapshot stays, whatever a policy says"
+    );
+}

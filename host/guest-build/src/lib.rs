@@ -22,12 +22,27 @@ enum Origin {
     Ready(PathBuf),
 }
 
-/// The whole job of a build script: makes each of `packages` a component and writes
+/// A guest package and its directory in the workspace.
+pub type Guest = (&'static str, &'static str);
+
+/// A whole build script: [`run`], with errors as cargo shows them.
+pub fn main(workspace: &Path, guests: &[Guest]) {
+    let workspace = workspace.canonicalize().unwrap_or_else(|_| workspace.to_owned());
+    if let Err(problem) = run(&workspace, guests) {
+        println!("cargo::error={}", format!("{problem:#}").replace('\n', "\ncargo::error="));
+        #[allow(clippy::exit, reason = "the end of a build script")]
+        std::process::exit(1);
+    }
+}
+
+/// The whole job of a build script: makes each of `guests` a component and writes
 /// `OUT_DIR/<package>.wasm` and `OUT_DIR/components.rs`, which holds
 /// `COMPONENTS: &[(&str, &[u8])]` in the order given.
-pub fn run(workspace: &Path, packages: &[&str]) -> Result<()> {
+pub fn run(workspace: &Path, guests: &[Guest]) -> Result<()> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    watch_sources(workspace, packages);
+    watch_sources(workspace, guests);
+    let packages: Vec<&str> = guests.iter().map(|(package, _)| *package).collect();
+    let packages = &packages[..];
     // OUT_DIR = <target>/<profile>/build/<package>-<hash>/out; guests are shared by all profiles.
     let target = out_dir.ancestors().nth(4).context("OUT_DIR has an unexpected form")?;
     let components = match find_origin(target)? {
@@ -54,13 +69,12 @@ pub fn run(workspace: &Path, packages: &[&str]) -> Result<()> {
     fs::write(out_dir.join("components.rs"), index).context("writing components.rs")
 }
 
-fn watch_sources(workspace: &Path, packages: &[&str]) {
+fn watch_sources(workspace: &Path, guests: &[Guest]) {
     for part in ["wit", "sdk", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(part).display());
     }
-    for package in packages {
-        let name = package.strip_prefix("plugin-").unwrap_or(package);
-        println!("cargo::rerun-if-changed={}", workspace.join("plugins").join(name).display());
+    for (_, dir) in guests {
+        println!("cargo::rerun-if-changed={}", workspace.join(dir).display());
     }
     for name in ["GUEST_RUSTC", "KEEPWELL_GUEST_DIR", "KEEPWELL_GUEST_TOOLCHAIN"] {
         println!("cargo::rerun-if-env-changed={name}");

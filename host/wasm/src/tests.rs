@@ -1,1 +1,108 @@
+//! What plugins are made of is found, and what they do wrong ends in one line.
 
+use super::*;
+use keepwell_engine::plugin::{OptionValue, PolicySnapshot};
+use std::time::Instant;
+
+fn runtime(limits: Limits) -> Runtime {
+    Runtime::new(None, limits).unwrap()
+}
+
+#[test]
+fn roles_are_read_from_exports() {
+    let runtime = runtime(Limits::default());
+    let infos: Vec<PluginInfo> = keepwell_builtin::COMPONENTS
+        .iter()
+        .map(|(name, bytes)| runtime.plugin(name, bytes).info().unwrap())
+        .collect();
+    let roles: Vec<(&str, [bool; 4])> = infos
+        .iter()
+        .map(|info| {
+            let roles = [info.is_source, info.is_reader, info.is_retention, info.is_formatter];
+            (info.name.as_str(), roles)
+        })
+        .collect();
+    let archive = [true, true, false, false];
+    let formatter = [false, false, false, true];
+    assert_eq!(
+        roles,
+        [
+            ("pxar", archive),
+            ("image", archive),
+            ("blob", archive),
+            ("keep", [false, false, true, false]),
+            ("table", formatter),
+            ("json", formatter),
+        ]
+    );
+    assert_eq!(infos[3].options.len(), 6);
+    assert_eq!(infos[5].formats, ["json", "json-pretty"]);
+}
+
+/// What the hostile policy makes of one snapshot.
+fn decide(mode: &str, limits: Limits) -> Result<usize, Failure> {
+    let (_, bytes) = keepwell_test_guests::COMPONENTS[0];
+    let snapshot = PolicySnapshot {
+        taken: 1,
+        utc_offset_seconds: 0,
+        finished: true,
+        protected: false,
+        size: None,
+        verified: None,
+        notes: String::new(),
+        archives: Vec::new(),
+    };
+    let options = vec![OptionValue { name: "mode".into(), value: mode.as_bytes().to_vec() }];
+    let mut policy = runtime(limits).plugin("hostile", bytes).retention().unwrap();
+    policy.decide(0, vec![snapshot.clone(), snapshot], options).map(|decisions| decisions.len())
+}
+
+fn trapped(mode: &str, limits: Limits) -> String {
+    let failure = decide(mode, limits).unwrap_err();
+    let text = failure.to_string();
+    assert!(matches!(failure, Failure::Trap { .. }), "{mode}: {text}");
+    assert!(text.starts_with("plugin 'hostile' failed: "), "{text}");
+    assert!(!text.contains('\n'), "one line: {text}");
+    text
+}
+
+#[test]
+fn a_panic_is_shown_with_its_message() {
+    let text = trapped("panic", Limits::default());
+    assert!(text.contains("it panicked") && text.contains("a deliberate panic"), "{text}");
+}
+
+#[test]
+fn endless_work_is_stopped() {
+    let limits = Limits { call_time_max: Duration::from_millis(200), ..Limits::default() };
+    let started = Instant::now();
+    assert!(trapped("loop", limits).contains("it ran for more than 0.2 seconds"));
+    assert!(started.elapsed() < Duration::from_secs(60), "it was not stopped by its end");
+}
+
+#[test]
+fn memory_has_a_cap() {
+    let limits = Limits { memory_bytes_max: 16 << 20, ..Limits::default() };
+    trapped("memory", limits);
+}
+
+#[test]
+fn recursion_has_an_end() {
+    trapped("recurse", Limits::default());
+}
+
+#[test]
+fn failures_are_no_traps() {
+    let failure = decide("fail", Limits::default()).unwrap_err();
+    assert_eq!(failure, Failure::Invalid("it does not want to".into()));
+    assert_eq!(decide("", Limits::default()), Ok(2));
+    assert_eq!(decide("few", Limits::default()), Ok(1));
+}
+
+#[test]
+fn what_is_no_component_is_refused() {
+    for bytes in [&b""[..], b"garbage", b"\0asm\x01\0\0\0"] {
+        let refused = runtime(Limits::default()).plugin("broken", bytes).info().unwrap_err();
+        assert!(refused.to_string().contains("plugin 'broken'"), "{refused}");
+    }
+}
