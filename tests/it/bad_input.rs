@@ -216,3 +216,82 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     restore.says("No space left on device");
     assert!(!half, "half a file remains");
 }
+
+/// What is to be overwritten stays until the new file is complete, and other names of it stay.
+#[test]
+fn an_overwriting_restore_that_fails_loses_nothing() {
+    let world = World::new();
+    for i in 0..40 {
+        world.write(&format!("tree/f{i:02}"), noise(i, 200_000));
+    }
+    world.write("tree/zsub/file", b"new");
+    fs::hard_link(world.path("tree/f00"), world.path("tree/y-link")).unwrap();
+    world.ok("backup root.pxar:tree --backup-id me --chunk-size 64");
+    let precious = |target: &str| {
+        for i in 0..40 {
+            world.write(&format!("{target}/f{i:02}"), b"precious");
+        }
+        world.write(&format!("{target}/outside"), b"other");
+    };
+    precious("out");
+    world.write("out/zsub", b"a file in the way");
+    fs::hard_link(world.path("out/f07"), world.path("other-name")).unwrap();
+    world.fails("restore host/me root.pxar out --overwrite --allow-existing-dirs").says("\"zsub\"");
+    for i in 0..40 {
+        // Files before the error are done.
+        assert!(fs::read(world.path(&format!("out/f{i:02}"))).unwrap() == noise(i, 200_000), "{i}");
+    }
+    assert_eq!(fs::read(world.path("other-name")).unwrap(), b"precious");
+    assert_eq!(fs::read(world.path("out/outside")).unwrap(), b"other");
+    // A damaged chunk: nothing that was there is gone.
+    precious("again");
+    let index = fs::read_dir(world.repo().join("host/me")).unwrap().flatten();
+    let index = index.map(|entry| entry.path().join("root.pxar.didx")).find(|path| path.is_file());
+    let index = keepwell_model::Index::parse_dynamic(fs::read(index.unwrap()).unwrap()).unwrap();
+    let digest = index.chunk(index.len() / 2).unwrap().digest.to_string();
+    fs::remove_file(world.repo().join(".chunks").join(&digest[..4]).join(&digest)).unwrap();
+    world.fails("restore host/me root.pxar again --overwrite").says(&digest);
+    for i in 0..40 {
+        let found = fs::read(world.path(&format!("again/f{i:02}"))).unwrap();
+        assert!(found == b"precious" || found == noise(i, 200_000), "{i}");
+    }
+    assert!(!crate::support::contains_file(&world.path("again"), ".keepwell-"));
+}
+
+#[test]
+fn overwriting_keeps_hard_links_of_the_archive() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    world.write("tree/a", noise(1, 3_000_000));
+    fs::hard_link(world.path("tree/a"), world.path("tree/b")).unwrap();
+    world.ok("backup root.pxar:tree --backup-id me");
+    world.write("out/a", b"old");
+    world.write("out/b", b"old, too");
+    world.ok("restore host/me root.pxar out --overwrite");
+    let inode = |name: &str| fs::metadata(world.path(name)).unwrap().ino();
+    assert_eq!(inode("out/a"), inode("out/b"));
+    assert!(fs::read(world.path("out/b")).unwrap() == noise(1, 3_000_000));
+}
+
+#[test]
+fn an_empty_pipe_makes_no_snapshot() {
+    let world = World::new();
+    let mut command = world.command();
+    command.args(["backup", "d.img:/dev/stdin", "--backup-id", "me"]);
+    let mut nothing = Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let output = command.stdin(nothing.stdout.take().unwrap()).output().unwrap();
+    nothing.wait().unwrap();
+    let run = crate::support::Run::from(output);
+    run.assert_failed("empty pipe");
+    run.says("got nothing from the pipe");
+    assert!(world.snapshots().is_empty());
+}
+
+#[test]
+fn what_comes_later_says_so() {
+    let world = World::new();
+    for line in ["login", "mount host/a root.pxar /mnt", "key create --kdf none", "garbage-collect"]
+    {
+        world.fails(line).says("comes with a later version");
+    }
+}

@@ -28,7 +28,6 @@ pub(crate) fn command(plugins: &Plugins, _arguments: &[OsString]) -> Result<Comm
         .infer_subcommands(true)
         .subcommand_required(true)
         .arg_required_else_help(false)
-        .disable_version_flag(true)
         .args_override_self(true);
     for verb in commands::all(plugins) {
         command = command.subcommand(verb);
@@ -105,6 +104,11 @@ pub(crate) fn keys() -> [Arg; 5] {
         option("crypt-mode", "MODE", "Only 'none' for now: encryption comes with a later version")
             .value_parser(["none", "encrypt", "sign-only"]),
     ]
+}
+
+/// Limits of transfer: a local repository has none to limit.
+pub(crate) fn limits() -> [Arg; 2] {
+    ["rate", "burst"].map(|name| option(name, "RATE", "Only for servers").hide(true))
 }
 
 /// The namespace given, or the root.

@@ -12,11 +12,15 @@ mod snapshot;
 mod status;
 mod version;
 
-use crate::args;
 use crate::plugins::Plugins;
+use crate::{args, terminal};
 use anyhow::{Result, bail};
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use keepwell_engine::Cancel;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_shutdown};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// All verbs, in the order of the help.
 pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
@@ -37,6 +41,9 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         documents::completion_command(),
         documents::man_command(),
     ]
+    .into_iter()
+    .chain(later_commands())
+    .collect()
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -57,20 +64,42 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "version" => version::run(plugins, matches),
         "completion" => documents::completion(args::command(plugins, &[])?, matches),
         "man" => documents::man(args::command(plugins, &[])?, matches),
-        other => bail!("unknown command '{other}'"),
+        other => bail!("command '{other}' comes with a later version"),
     }
 }
 
-/// Ctrl-C and SIGTERM ask to stop; the second time they stop.
+/// Ctrl-C, SIGTERM and SIGHUP ask to stop; the second time they stop. What was ignored when we
+/// were started, as by nohup, stays ignored.
 pub(crate) fn cancel_on_signal() -> Cancel {
-    let cancel = Cancel::default();
-    let asked = cancel.clone();
-    let _ = ctrlc::set_handler(move || {
-        if asked.is_cancelled() {
-            #[allow(clippy::exit, reason = "the user insists")]
-            std::process::exit(255);
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        if !terminal::is_ignored(signal) {
+            let _ = register_conditional_shutdown(signal, 255, flag.clone());
+            let _ = register(signal, flag.clone());
         }
-        asked.cancel();
-    });
-    cancel
+    }
+    Cancel::from_flag(flag)
+}
+
+/// Commands that the documentation names and that are not here yet.
+const LATER: [&str; 12] = [
+    "login",
+    "logout",
+    "mount",
+    "map",
+    "unmap",
+    "key",
+    "garbage-collect",
+    "benchmark",
+    "change-owner",
+    "task",
+    "upload-log",
+    "serve",
+];
+
+fn later_commands() -> impl Iterator<Item = Command> {
+    LATER.into_iter().map(|name| {
+        let rest = Arg::new("rest").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
+        Command::new(name).about("Comes with a later version").hide(true).arg(rest)
+    })
 }

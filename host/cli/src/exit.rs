@@ -70,67 +70,79 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let source = match error.downcast_ref::<EngineError>() {
-        Some(EngineError::Io { source, .. }) => Some(source),
-        _ => error.downcast_ref::<std::io::Error>(),
-    };
-    source.is_some_and(|source| source.kind() == ErrorKind::BrokenPipe)
+    // Only of what is printed: an archive that did not reach its reader is an error.
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|source| source.kind() == ErrorKind::BrokenPipe)
 }
 
 /// What to do about it.
-fn hint(error: &anyhow::Error) -> Option<&'static str> {
+fn hint(error: &anyhow::Error) -> Option<String> {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
-    if let Some(io) = io {
-        match io.kind() {
-            ErrorKind::StorageFull => return Some("The disk is full: make room and try again."),
-            ErrorKind::ReadOnlyFilesystem => return Some("The file system is read-only."),
-            _ => {}
+    match io.map(std::io::Error::kind) {
+        Some(ErrorKind::StorageFull) => {
+            return Some("The disk is full: make room and try again.".into());
         }
+        Some(ErrorKind::ReadOnlyFilesystem) => return Some("The file system is read-only.".into()),
+        _ => {}
     }
     let store = error.chain().find_map(|cause| match cause.downcast_ref::<EngineError>() {
         Some(EngineError::Store(store)) => Some(store),
         _ => cause.downcast_ref::<StoreError>(),
     });
-    if let Some(store) = store {
-        return match store {
-            StoreError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-                Some("Run as a user who may write to the repository, or choose another one.")
-            }
-            StoreError::NotAStore { .. } => Some(
-                "Give the path of a repository; `backup` makes a new one in an empty directory.",
-            ),
-            StoreError::NamespaceMissing { .. } => {
-                Some("Make it with `keepwell namespace create`.")
-            }
-            StoreError::Protected { .. } => Some(
-                "Remove the protection first: `keepwell snapshot protected update SNAPSHOT false`.",
-            ),
-            StoreError::SnapshotMissing { .. } => {
-                Some("`keepwell snapshot list` shows what there is.")
-            }
-            StoreError::TooOld { .. } => Some("Wait a second, or give a later --backup-time."),
-            _ => None,
-        };
-    }
-    match error.chain().find_map(|cause| cause.downcast_ref::<EngineError>()) {
-        Some(EngineError::NotInManifest { .. }) => {
-            Some("`keepwell snapshot files SNAPSHOT` shows what there is.")
+    let engine = error.chain().find_map(|cause| cause.downcast_ref::<EngineError>());
+    store.and_then(store_hint).or_else(|| engine.and_then(engine_hint))
+}
+
+fn store_hint(error: &StoreError) -> Option<String> {
+    let text = match error {
+        StoreError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            "Run as a user who may do that in the repository, or choose another one."
         }
-        Some(EngineError::ChunkDamaged { .. }) => {
-            Some("Use --keep-going to restore what is not damaged.")
+        StoreError::Io { action: "open", source, .. } if source.kind() == ErrorKind::NotFound => {
+            "There is no repository there: the first backup makes one."
         }
-        Some(EngineError::Entry { problem, .. })
-            if problem.contains("create file: File exists")
-                || problem.contains("directory: File exists") =>
-        {
-            Some("Restore into an empty directory, or use --allow-existing-dirs and --overwrite.")
+        StoreError::NotAStore { .. } => {
+            "Give the path of a repository; `backup` makes a new one in an empty directory."
         }
-        Some(EngineError::Entry { problem, .. }) if problem.contains("chunk ") => {
-            Some("Use --keep-going to restore what is not damaged.")
+        StoreError::NamespaceMissing { namespace } => {
+            return Some(format!(
+                "There is no namespace '{namespace}': `keepwell namespace list` shows what there is, \
+                 `keepwell namespace create` makes one."
+            ));
         }
-        Some(EngineError::Plugin(Failure::Invalid(text))) if text.contains("entries (>") => {
-            Some("Use --entries-max to allow more.")
+        StoreError::Protected { snapshot } => {
+            return Some(format!(
+                "Remove the protection first: `keepwell snapshot protected update {snapshot} false`."
+            ));
         }
-        _ => None,
-    }
+        StoreError::SnapshotMissing { .. } => "`keepwell snapshot list` shows what there is.",
+        StoreError::TooOld { .. } => "Wait a second, or give a later --backup-time.",
+        _ => return None,
+    };
+    Some(text.into())
+}
+
+fn engine_hint(error: &EngineError) -> Option<String> {
+    let text = match error {
+        EngineError::NotInManifest { .. } => {
+            "`keepwell snapshot files SNAPSHOT` shows what there is."
+        }
+        EngineError::MissingKey { .. } => "Encryption comes with a later version of Keepwell.",
+        EngineError::ChunkDamaged { .. } => "Use --keep-going to restore what is not damaged.",
+        EngineError::Entry { problem, .. } if problem.contains(": File exists") => {
+            "Restore into an empty directory, or use --allow-existing-dirs and --overwrite."
+        }
+        EngineError::Entry { problem, .. } if problem.contains("chunk ") => {
+            "Use --keep-going to restore what is not damaged."
+        }
+        EngineError::Plugin(Failure::Corrupt(problem)) if problem.contains("chunk ") => {
+            "Use --keep-going to restore what is not damaged."
+        }
+        EngineError::Plugin(Failure::Invalid(text)) if text.contains("entries (>") => {
+            "Use --entries-max to allow more."
+        }
+        _ => return None,
+    };
+    Some(text.into())
 }

@@ -20,7 +20,7 @@ pub(crate) fn print_in_background(notices: Receiver<Notice>, shower: Shower) -> 
 
 /// One line for something left out.
 pub(crate) fn describe(skipped: &Skipped) -> String {
-    let Skipped { path, reason, detail } = skipped;
+    let Skipped { path, reason, detail, .. } = skipped;
     match reason {
         Omission::MountPoint => format!("skip mount point: \"/{path}\""),
         Omission::Denied => format!("failed to open file: \"{path}\": access denied"),

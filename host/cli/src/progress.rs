@@ -31,6 +31,11 @@ enum Style {
     None,
 }
 
+fn template(text: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(text);
+    style.unwrap_or_else(|_| ProgressStyle::default_spinner()).progress_chars("=> ")
+}
+
 /// Where lines and progress go. Clones share the bar.
 #[derive(Clone)]
 pub(crate) struct Shower {
@@ -73,11 +78,7 @@ impl Progress {
         };
         let bar = (style == Style::Bar).then(|| {
             let bar = ProgressBar::no_length();
-            let template = "{spinner} {msg}";
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-            );
+            bar.set_style(template("{spinner} {msg}"));
             bar
         });
         let shower = Shower { bar, turn: Arc::default() };
@@ -200,6 +201,14 @@ impl Ticker {
             match self.style {
                 Style::Bar => {
                     if let Some(bar) = &self.shower.bar {
+                        if reading.total > 0 && bar.length().is_none() {
+                            bar.set_style(template("{spinner} [{bar:30}] {msg}"));
+                        }
+                        if reading.total > 0 {
+                            // A guess may be too small.
+                            bar.set_length(reading.total.max(reading.bytes));
+                            bar.set_position(reading.bytes);
+                        }
                         bar.set_message(reading.text());
                         bar.tick();
                     }

@@ -37,6 +37,14 @@ pub(crate) fn raise_open_files() {
     }
 }
 
+/// Whether a signal was ignored when we were started.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (signal - 1) != 0
+}
+
 /// Columns of the terminal that stdout is; none where it is none.
 pub(crate) fn stdout_width() -> Option<u32> {
     if !std::io::stdout().is_terminal() {

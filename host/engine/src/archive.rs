@@ -119,21 +119,19 @@ impl ChunkedArchive {
         Ok(Arc::new(opened.map_err(|problem| damaged(range.digest, problem.to_string()))?))
     }
 
-    /// Parts of chunks that make a stretch of the archive, in order: position, and where in the
-    /// chunk. None where the stretch leaves the archive.
-    pub fn parts(&self, offset: u64, length: u64) -> Option<Vec<Part>> {
+    /// Parts of chunks that make a stretch of the archive, in order. None where the stretch leaves
+    /// the archive.
+    pub fn parts(&self, offset: u64, length: u64) -> Option<impl Iterator<Item = Part> + '_> {
         let end = offset.checked_add(length).filter(|end| *end <= self.index.size())?;
-        let mut parts = Vec::new();
-        let mut at = offset;
-        while at < end {
-            let position = self.index.position_of(at)?;
-            let range = self.index.chunk(position)?;
-            let stop = range.end.min(end);
-            let (from, to) = ((at - range.start) as usize, (stop - range.start) as usize);
-            parts.push(Part { position, from, to });
-            at = stop;
-        }
-        Some(parts)
+        let first = if length == 0 { None } else { self.index.position_of(offset) };
+        let positions = first.into_iter().flat_map(move |first| first..self.index.len());
+        let part = move |position| {
+            let range = self.index.chunk(position).filter(|range| range.start < end)?;
+            let from = offset.max(range.start) - range.start;
+            let to = range.end.min(end) - range.start;
+            Some(Part { position, from: from as usize, to: to as usize })
+        };
+        Some(positions.map_while(part))
     }
 
     /// Writes the whole archive to `out`, opening chunks ahead on several threads.

@@ -138,6 +138,7 @@ impl Backup {
     ) -> Result<ArchiveSummary> {
         let before = Totals::of(&self.counters);
         let open = Arc::new(Mutex::new(Vec::new()));
+        let catalog_problem = CatalogProblem::default();
         let destination = SnapshotDestination {
             session: self.session.clone(),
             jobs: self.workers.queue().ok_or(EngineError::Worker)?,
@@ -145,6 +146,7 @@ impl Backup {
             chunk_bytes: self.target.chunk_bytes,
             previous: self.previous.clone(),
             catalog: self.catalog.clone(),
+            catalog_problem: catalog_problem.clone(),
             open: open.clone(),
             report: self.report.clone(),
             cancel: self.cancel.clone(),
@@ -171,10 +173,14 @@ impl Backup {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        self.catalog_end_archive()?;
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
+        let catalog = catalog_problem.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(problem) = catalog {
+            return Err(problem);
+        }
+        self.catalog_end_archive()?;
         // A source whose stream failed is told that it was cancelled.
         let entries = match (outcome, failed) {
             (Err(Failure::Cancelled) | Ok(_), Some(error)) => return Err(error),
@@ -272,6 +278,9 @@ struct OpenStream {
     thread: JoinHandle<Result<FileSummary>>,
 }
 
+/// Why the catalog could not be written; plugins are told only that it is over.
+type CatalogProblem = Arc<Mutex<Option<EngineError>>>;
+
 /// A snapshot as a source's destination.
 struct SnapshotDestination {
     session: Arc<dyn BackupSession>,
@@ -280,6 +289,7 @@ struct SnapshotDestination {
     chunk_bytes: Option<u32>,
     previous: Option<Arc<Previous>>,
     catalog: Arc<Mutex<Option<Catalog>>>,
+    catalog_problem: CatalogProblem,
     open: Arc<Mutex<Vec<OpenStream>>>,
     report: Report,
     cancel: Cancel,
@@ -362,7 +372,7 @@ impl Destination for SnapshotDestination {
         suffix: &str,
         chunking: Chunking,
         pieces: Receiver<Piece>,
-    ) -> std::result::Result<(), Failure> {
+    ) -> std::result::Result<Option<u64>, Failure> {
         let kind = match chunking {
             Chunking::ContentDefined => ArchiveKind::Dynamic,
             Chunking::Fixed(_) => ArchiveKind::Fixed,
@@ -372,8 +382,11 @@ impl Destination for SnapshotDestination {
         let name = name.map_err(|problem| Failure::Invalid(problem.to_string()))?;
         let thread = self.start_stream(&name, chunking, pieces).map_err(failure)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // About as long as last time.
+        let before = self.previous.as_ref().and_then(|previous| previous.manifest.file(&name));
+        let guess = before.map(|file| file.size);
         open.push(OpenStream { name, thread });
-        Ok(())
+        Ok(guess)
     }
 
     fn catalog_open(&mut self) -> std::result::Result<(), Failure> {
@@ -412,14 +425,20 @@ impl SnapshotDestination {
             &mut Catalog,
         ) -> std::result::Result<(), keepwell_model::catalog::CatalogError>,
     ) -> std::result::Result<(), Failure> {
-        let mut catalog = self.catalog.lock().unwrap_or_else(PoisonError::into_inner);
-        match catalog.as_mut().filter(|catalog| catalog.in_archive) {
-            Some(catalog) => {
-                change(catalog).map_err(|problem| Failure::Invalid(problem.to_string()))?;
-                catalog.pass_on(CATALOG_BATCH_BYTES).map_err(failure)
-            }
-            None => Err(Failure::Invalid("the catalog has not been opened".into())),
+        let mut slot = self.catalog.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(catalog) = slot.as_mut().filter(|catalog| catalog.in_archive) else {
+            return Err(Failure::Invalid("the catalog has not been opened".into()));
+        };
+        change(catalog).map_err(|problem| Failure::Invalid(problem.to_string()))?;
+        if let Err(error) = catalog.pass_on(CATALOG_BATCH_BYTES) {
+            let error = match slot.take() {
+                Some(catalog) => catalog.stream.fail(error),
+                None => error,
+            };
+            *self.catalog_problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            return Err(Failure::Cancelled);
         }
+        Ok(())
     }
 }
 

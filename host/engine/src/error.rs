@@ -39,7 +39,7 @@ pub enum EngineError {
     NotInManifest { name: ArchiveName },
     #[error("catalog: {0}")]
     Catalog(#[from] keepwell_model::catalog::CatalogError),
-    #[error("error at entry {path:?}: {problem}")]
+    #[error("error at entry \"{path}\": {problem}")]
     Entry { path: String, problem: String },
     #[error("{0} entries could not be restored")]
     Incomplete(u64),

@@ -139,8 +139,20 @@ impl Directory {
         check_name(&child.name)?;
         let opened = match child.kind {
             EntryKind::File => self.open_file(&child.name),
-            _ => self.examine_link(&child.name),
+            _ => match self.examine_link(&child.name) {
+                // It was something else a moment ago: a file must have a handle.
+                Ok(opened) if opened.examined.metadata.kind == EntryKind::File => {
+                    self.open_file(&child.name)
+                }
+                other => other,
+            },
         };
+        let opened = opened.and_then(|opened| match opened.examined.metadata.kind {
+            // It keeps changing: what was listed is not there any more.
+            EntryKind::File if opened.handle.is_none() => Err(Errno::NOENT),
+            EntryKind::Directory => Err(Errno::NOENT),
+            _ => Ok(opened),
+        });
         opened.map_err(|error| failure(error, &self.child(&child.name)))
     }
 
@@ -170,7 +182,9 @@ impl Directory {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let mut metadata = metadata_of(&stat);
         if metadata.kind == EntryKind::Symlink {
-            let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())?;
+            // EINVAL: it is no link any more.
+            let target = rustix::fs::readlinkat(&self.fd, name, Vec::new());
+            let target = target.map_err(|e| if e == Errno::INVAL { Errno::NOENT } else { e })?;
             metadata.link_target = Some(target.into_bytes());
         }
         let identity = Identity {
@@ -229,6 +243,11 @@ impl InputFile {
         }
     }
 
+    /// Its size now.
+    pub fn current_size(&self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     /// The next stretch of data at or after `offset`: where it begins and ends. None where only a
     /// hole follows.
     pub fn next_data(&self, offset: u64) -> std::io::Result<Option<(u64, u64)>> {
@@ -266,7 +285,8 @@ fn open_quietly(dir: &OwnedFd, name: &[u8], flags: OFlags) -> Result<OwnedFd, Er
 /// All names, the first in byte order last.
 fn list(fd: &OwnedFd) -> Result<Vec<Listed>, Errno> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(fd)? {
+    // Not `read_from`: that opens ".", which takes the right to search.
+    for entry in Dir::new(fd.try_clone().map_err(|_| Errno::MFILE)?)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name == b"." || name == b".." {
@@ -324,8 +344,10 @@ fn metadata_of(stat: &Stat) -> Metadata {
 fn failure(error: Errno, place: &Place) -> Failure {
     let text = format!("{}: {}", shown_path(&place.path()), std::io::Error::from(error));
     match error {
-        Errno::NOENT | Errno::STALE => Failure::NotFound(text),
-        Errno::ACCESS | Errno::PERM => Failure::Denied(text),
+        // Something else has its name now: what was listed is gone.
+        Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP => Failure::NotFound(text),
+        // Leased to a client of a file server.
+        Errno::ACCESS | Errno::PERM | Errno::AGAIN => Failure::Denied(text),
         _ => Failure::Io(text),
     }
 }

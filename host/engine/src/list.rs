@@ -111,7 +111,8 @@ fn item(info: SnapshotInfo) -> SnapshotItem {
         fingerprint: manifest.and_then(Manifest::key_fingerprint).map(str::to_owned),
         owner: info.owner,
         protected: info.protected,
-        size: manifest.map(|_| files.iter().filter_map(|file| file.size).sum()),
+        size: manifest
+            .map(|_| files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add)),
         verification: manifest.and_then(Manifest::verify_state).cloned(),
         files,
         snapshot: info.snapshot,

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Which metadata to leave alone, and what may be replaced.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,34 +79,58 @@ pub(crate) fn narrow(fd: BorrowedFd<'_>, metadata: &Metadata, options: &OutputOp
     }
 }
 
-/// Makes a file of this length, all of it a hole.
+/// A new file, and the name under which it is written where another is to be replaced.
+pub(crate) struct NewFile {
+    pub(crate) file: File,
+    pub(crate) temporary: Option<Vec<u8>>,
+}
+
+/// Makes a file of this length, all of it a hole. What has its name stays as it is until the new
+/// one is complete, see [`put_in_place`].
 pub(crate) fn make_file(
     parent: BorrowedFd<'_>,
     name: &[u8],
     metadata: &Metadata,
     options: &OutputOptions,
-) -> Outcome<File> {
-    let flags = NAME_FLAGS | OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK;
-    let flags = if options.overwrite_files { flags } else { flags | OFlags::EXCL };
+) -> Outcome<NewFile> {
+    let flags = NAME_FLAGS | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mode = Mode::from_raw_mode(0o600);
-    let fd = rustix::fs::openat(parent, name, flags, mode).map_err(step("create file"))?;
-    if options.overwrite_files {
-        // What is there may be a device: writing to it would be a disaster.
-        let stat = rustix::fs::fstat(&fd).map_err(step("create file"))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Trouble { step: "overwrite what is no file", error: Errno::EXIST });
+    let mut temporary = None;
+    let mut made = rustix::fs::openat(parent, name, flags, mode);
+    if matches!(made, Err(Errno::EXIST)) && options.overwrite_files {
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.map_err(step("overwrite"))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return Err(Trouble { step: "overwrite a directory with a file", error: Errno::ISDIR });
         }
-        rustix::fs::ftruncate(&fd, 0).map_err(step("truncate file"))?;
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let hidden = format!(".keepwell-{}-{number}.tmp", std::process::id()).into_bytes();
+        made = rustix::fs::openat(parent, &hidden[..], flags, mode);
+        temporary = Some(hidden);
     }
-    let early = IFlags::from_bits_truncate((metadata.inode_flags & EARLY_FLAGS) as _);
-    if !early.is_empty() {
+    let fd = made.map_err(step("create file"))?;
+    let written_as = temporary.as_deref().unwrap_or(name);
+    let early = metadata.inode_flags & EARLY_FLAGS;
+    if early != 0
+        && let Ok(current) = rustix::fs::ioctl_getflags(&fd)
+    {
         // They only work while the file is empty; not all file systems know them.
-        let _ = rustix::fs::ioctl_setflags(&fd, early);
+        let flags = IFlags::from_bits_retain(current.bits() | early);
+        let _ = rustix::fs::ioctl_setflags(&fd, flags);
     }
-    if metadata.size > 0 {
-        rustix::fs::ftruncate(&fd, metadata.size).map_err(step("set file size"))?;
+    if metadata.size > 0
+        && let Err(error) = rustix::fs::ftruncate(&fd, metadata.size)
+    {
+        let _ = rustix::fs::unlinkat(parent, written_as, AtFlags::empty());
+        return Err(Trouble { step: "set file size", error });
     }
-    Ok(fd.into())
+    Ok(NewFile { file: fd.into(), temporary })
+}
+
+/// Gives a complete file its name.
+pub(crate) fn put_in_place(parent: BorrowedFd<'_>, temporary: &[u8], name: &[u8]) -> Outcome<()> {
+    rustix::fs::renameat(parent, temporary, parent, name).map_err(step("overwrite"))
 }
 
 /// No atime, compress, no copy on write, don't compress, inherit project.
@@ -197,7 +222,34 @@ pub(crate) fn make_hard_link(
         opened.as_fd()
     };
     let make = || rustix::fs::linkat(target_dir, &last[..], parent, name, AtFlags::empty());
-    replacing(parent, name, options.overwrite_hardlinks, make).map_err(step("create hard link"))
+    match replacing(parent, name, options.overwrite_hardlinks, make) {
+        // The first name may already be immutable or append-only.
+        Err(Errno::PERM) => without_flags(target_dir, last, || {
+            replacing(parent, name, options.overwrite_hardlinks, make)
+        }),
+        other => other,
+    }
+    .map_err(step("create hard link"))
+}
+
+/// Runs `link` while a file is neither immutable nor append-only.
+fn without_flags(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    link: impl FnOnce() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    const FORBIDDING: u32 = 0x10 | 0x20;
+    let flags = NAME_FLAGS | OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let kept = rustix::fs::ioctl_getflags(&file)?;
+    let without = IFlags::from_bits_retain(kept.bits() & !FORBIDDING);
+    if without == kept {
+        return Err(Errno::PERM);
+    }
+    rustix::fs::ioctl_setflags(&file, without)?;
+    let linked = link();
+    rustix::fs::ioctl_setflags(&file, kept)?;
+    linked
 }
 
 /// Tries again after removing what has the name, where that is allowed. Directories stay.
@@ -261,36 +313,43 @@ fn owners(metadata: &Metadata) -> (Option<rustix::fs::Uid>, Option<rustix::fs::G
     (Some(uid), Some(gid))
 }
 
-/// Gives a file or directory its metadata: the last thing that happens to it.
+/// Gives a file or directory its metadata: the last thing that happens to it. One step that
+/// fails does not keep the others from being done; the first failure is told.
 pub(crate) fn apply(
     fd: BorrowedFd<'_>,
     metadata: &Metadata,
     options: &OutputOptions,
 ) -> Outcome<()> {
+    let mut first = Ok(());
+    let mut done = |what: &'static str, outcome: Result<(), Errno>| {
+        if first.is_ok() {
+            first = outcome.map_err(step(what));
+        }
+    };
     if !options.ignore_ownership {
         let (uid, gid) = owners(metadata);
-        tolerant(rustix::fs::fchown(fd, uid, gid)).map_err(step("set owner"))?;
+        done("set owner", tolerant(rustix::fs::fchown(fd, uid, gid)));
     }
-    set_extended(fd, metadata, options).map_err(step("set extended attributes"))?;
+    done("set extended attributes", set_extended(fd, metadata, options));
     if let Some(project) = metadata.project
         && let Ok(mut value) = fsxattr(fd)
     {
         value.project = project;
-        tolerant(set_fsxattr(fd, value)).map_err(step("set quota project"))?;
+        done("set quota project", tolerant(set_fsxattr(fd, value)));
     }
     if !options.ignore_permissions {
         let mode = Mode::from_raw_mode(metadata.mode);
-        tolerant(rustix::fs::fchmod(fd, mode)).map_err(step("set permissions"))?;
+        done("set permissions", tolerant(rustix::fs::fchmod(fd, mode)));
     }
-    tolerant(rustix::fs::futimens(fd, &times(metadata))).map_err(step("set time"))?;
+    done("set time", tolerant(rustix::fs::futimens(fd, &times(metadata))));
     if metadata.inode_flags != 0 {
-        set_flags(fd, metadata.inode_flags).map_err(step("set attributes (chattr)"))?;
+        done("set attributes (chattr)", set_flags(fd, metadata.inode_flags));
     }
     if metadata.fat_attributes != 0 {
         // Only FAT has them, and only there they mean something.
         let _ = set_fat_attributes(fd, metadata.fat_attributes);
     }
-    Ok(())
+    first
 }
 
 fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
@@ -312,6 +371,7 @@ fn set_extended(
     metadata: &Metadata,
     options: &OutputOptions,
 ) -> Result<(), Errno> {
+    let mut first = Ok(());
     for (name, value) in &metadata.extended {
         let ignored = match &name[..] {
             b"security.capability" => options.ignore_fcaps,
@@ -323,8 +383,8 @@ fn set_extended(
         }
         match rustix::fs::fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
             Err(Errno::OPNOTSUPP) => {}
-            other => other?,
+            other => first = first.and(other),
         }
     }
-    Ok(())
+    first
 }

@@ -34,6 +34,11 @@ impl Counters {
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
+    /// Asks when this flag is set, by a signal handler for one.
+    pub fn from_flag(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -28,6 +28,8 @@ impl Omission {
 /// One entry of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
+    /// such as root.pxar
+    pub archive: String,
     /// from the archive's root, as text
     pub path: String,
     pub reason: Omission,
@@ -48,6 +50,7 @@ const KEPT_MAX: usize = 10_000;
 
 #[derive(Default)]
 struct Kept {
+    archive: String,
     skipped: Vec<Skipped>,
     count: u64,
     troubles: u64,
@@ -72,9 +75,15 @@ impl Report {
         let _ = self.notices.send(notice);
     }
 
+    /// What is skipped from now on belongs to this archive.
+    pub fn begin_archive(&self, name: String) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).archive = name;
+    }
+
     pub fn skip(&self, path: &[u8], reason: Omission, detail: &str) {
-        let skipped = Skipped { path: shown_path(path), reason, detail: detail.to_owned() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (path, detail) = (shown_path(path), detail.to_owned());
+        let skipped = Skipped { archive: kept.archive.clone(), path, reason, detail };
         kept.count += 1;
         kept.troubles += u64::from(!reason.is_intended());
         if kept.skipped.len() < KEPT_MAX {

@@ -6,7 +6,7 @@
 
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result, io_error};
-use crate::output::{self, OutputOptions, Trouble};
+use crate::output::{self, NewFile, OutputOptions, Trouble};
 use crate::pattern::{PatternList, Verdict};
 use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Failure, Metadata, Node};
 use crate::progress::{Cancel, Counters};
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 /// Events asked of a walk at a time.
@@ -41,12 +41,15 @@ pub struct RestoreRequest {
 
 /// Where content comes from.
 pub trait ContentSource: Send + Sync {
-    /// Writes a stretch of a stream into a file at `at`, in parts that may be written at once by
-    /// several threads. Returns the parts.
-    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>>;
+    /// Parts that make an extent, in order, each to be fetched on its own; none where it leaves the
+    /// stream. They come one by one: a claimed size costs nothing.
+    fn parts(&self, extent: Extent) -> Option<Parts<'_>>;
     /// The bytes of one part.
     fn fetch(&self, part: &ContentPart) -> Result<Fetched>;
 }
+
+/// Parts of an extent.
+pub type Parts<'a> = Box<dyn Iterator<Item = ContentPart> + 'a>;
 
 /// A part of an extent that can be fetched on its own.
 #[derive(Clone, Copy, Debug)]
@@ -68,15 +71,16 @@ pub struct Fetched {
 pub struct StoredContent(pub Vec<Arc<ChunkedArchive>>);
 
 impl ContentSource for StoredContent {
-    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>> {
+    fn parts(&self, extent: Extent) -> Option<Parts<'_>> {
         let archive = self.0.get(extent.stream as usize)?;
-        let parts = archive.parts(extent.offset, extent.length)?.into_iter();
-        let Extent { stream, .. } = extent;
-        Some(
-            parts
-                .map(|p| ContentPart { stream, position: p.position, from: p.from, to: p.to })
-                .collect(),
-        )
+        let Extent { stream, offset, length } = extent;
+        let parts = archive.parts(offset, length)?.map(move |part| ContentPart {
+            stream,
+            position: part.position,
+            from: part.from,
+            to: part.to,
+        });
+        Some(Box::new(parts))
     }
 
     fn fetch(&self, part: &ContentPart) -> Result<Fetched> {
@@ -93,16 +97,20 @@ pub struct PlainContent(pub Vec<Arc<dyn RandomAccess>>);
 const PLAIN_PART_BYTES: u64 = 1 << 20;
 
 impl ContentSource for PlainContent {
-    fn parts(&self, extent: Extent) -> Option<Vec<ContentPart>> {
-        self.0.get(extent.stream as usize)?;
-        let end = usize::try_from(extent.offset.checked_add(extent.length)?).ok()?;
+    fn parts(&self, extent: Extent) -> Option<Parts<'_>> {
+        let source = self.0.get(extent.stream as usize)?;
+        let end = extent.offset.checked_add(extent.length)?;
+        if source.size().is_some_and(|size| end > size) {
+            return None;
+        }
+        let end = usize::try_from(end).ok()?;
         let start = usize::try_from(extent.offset).ok()?;
         let stream = extent.stream;
-        let parts = (start..end).step_by(PLAIN_PART_BYTES as usize).map(|from| {
+        let parts = (start..end).step_by(PLAIN_PART_BYTES as usize).map(move |from| {
             let to = from.saturating_add(PLAIN_PART_BYTES as usize).min(end);
             ContentPart { stream, position: 0, from, to }
         });
-        Some(parts.collect())
+        Some(Box::new(parts))
     }
 
     fn fetch(&self, part: &ContentPart) -> Result<Fetched> {
@@ -127,6 +135,9 @@ struct Shared {
     failed: AtomicBool,
     first: Mutex<Option<EngineError>>,
     troubles: AtomicU64,
+    /// files that are not complete, and who waits for them
+    open_files: Mutex<u64>,
+    all_complete: Condvar,
     on_trouble: Box<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -140,6 +151,26 @@ impl Shared {
         }
         self.failed.store(true, Ordering::Relaxed);
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn enter_file(&self) {
+        *self.open_files.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn leave_file(&self) {
+        let mut open = self.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+        *open = open.saturating_sub(1);
+        if *open == 0 {
+            self.all_complete.notify_all();
+        }
+    }
+
+    /// Waits until every file has its content and its name.
+    fn wait_for_files(&self) {
+        let mut open = self.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+        while *open > 0 {
+            open = self.all_complete.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -251,27 +282,43 @@ struct OpenFile {
     name: Vec<u8>,
     metadata: Metadata,
     file: File,
+    /// the name under which it is written, where another is to be replaced
+    temporary: Option<Vec<u8>>,
     damaged: AtomicBool,
     /// metadata of a single file is not restored, only content
     bare: bool,
 }
 
-impl Drop for OpenFile {
-    fn drop(&mut self) {
+impl OpenFile {
+    fn complete(&self) -> Result<()> {
         let shared = &self.dir.shared;
         let damaged = self.damaged.load(Ordering::Relaxed);
+        let written_as = self.temporary.as_deref().unwrap_or(&self.name);
         if shared.is_over() || damaged && !shared.keep_going {
             // Half a file is worse than none.
-            if let Ok(dir) = self.dir.open() {
-                let _ = rustix::fs::unlinkat(dir, &self.name[..], rustix::fs::AtFlags::empty());
-            }
-            return;
+            rustix::fs::unlinkat(self.dir.open()?, written_as, rustix::fs::AtFlags::empty())
+                .unwrap_or_default();
+            return Ok(());
         }
-        if !self.bare
-            && let Err(trouble) = output::apply(self.file.as_fd(), &self.metadata, &shared.options)
-        {
-            shared.trouble(self.dir.error(&self.name, trouble));
+        let trouble = |trouble| self.dir.error(&self.name, trouble);
+        let applied = if self.bare {
+            Ok(())
+        } else {
+            output::apply(self.file.as_fd(), &self.metadata, &shared.options).map_err(trouble)
+        };
+        if let Some(temporary) = &self.temporary {
+            output::put_in_place(self.dir.open()?, temporary, &self.name).map_err(trouble)?;
         }
+        applied
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let Err(error) = self.complete() {
+            self.dir.shared.trouble(error);
+        }
+        self.dir.shared.leave_file();
     }
 }
 
@@ -342,6 +389,8 @@ impl Restore {
             failed: AtomicBool::new(false),
             first: Mutex::default(),
             troubles: AtomicU64::new(0),
+            open_files: Mutex::new(0),
+            all_complete: Condvar::new(),
             on_trouble,
         });
         let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
@@ -353,7 +402,7 @@ impl Restore {
             }
             drop(queue);
             let (patterns, sequential) = (&request.patterns, request.sequential);
-            let mut walk = Walk { shared: &shared, jobs, patterns, sequential };
+            let mut walk = Walk { shared: &shared, jobs, patterns, sequential, skipped: 0 };
             match root.metadata.kind {
                 EntryKind::Directory => walk.directory(archive, root, target),
                 _ => walk.single_file(&root, target),
@@ -383,6 +432,8 @@ struct Walk<'a> {
     jobs: Sender<Job>,
     patterns: &'a PatternList,
     sequential: bool,
+    /// directories entered below one that can't be restored
+    skipped: u64,
 }
 
 /// An open directory of the walk, and whether what is in it is wanted unless a pattern says
@@ -441,6 +492,7 @@ impl Walk<'_> {
         }
     }
 
+    /// Without `keep_going` an error ends the walk; what was begun before is completed.
     fn event_or_trouble(
         &mut self,
         archive: &mut dyn Archive,
@@ -448,13 +500,11 @@ impl Walk<'_> {
         levels: &mut Vec<Level>,
     ) -> Result<()> {
         match self.event(archive, event, levels) {
-            // It would go on and on.
-            Err(error @ EngineError::Refused(_)) => Err(error),
-            Err(error) => {
+            Err(error) if self.shared.keep_going => {
                 self.shared.trouble(error);
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            other => other,
         }
     }
 
@@ -516,8 +566,10 @@ impl Walk<'_> {
                         let is_directory = entry.metadata.kind == EntryKind::Directory;
                         let event = if is_directory { Event::Enter } else { Event::Leaf };
                         self.event_or_trouble(archive, event(entry), levels)?;
-                        if is_directory {
+                        if is_directory && self.skipped == 0 {
                             self.salvage_below(archive, node, None, levels)?;
+                        }
+                        if is_directory {
                             self.event_or_trouble(archive, Event::Leave, levels)?;
                         }
                     }
@@ -533,6 +585,14 @@ impl Walk<'_> {
         event: Event,
         levels: &mut Vec<Level>,
     ) -> Result<()> {
+        if self.skipped > 0 {
+            match event {
+                Event::Enter(_) => self.skipped += 1,
+                Event::Leave => self.skipped -= 1,
+                Event::Leaf(_) => {}
+            }
+            return Ok(());
+        }
         match event {
             Event::Leave => {
                 if levels.len() > 1 {
@@ -544,6 +604,11 @@ impl Walk<'_> {
                 let Some(top) = levels.last_mut() else { return Ok(()) };
                 top.last = Some(entry.node);
                 let (path, wanted) = self.judge(top, &entry);
+                if top.dir.depth >= DEPTH_MAX {
+                    self.skipped = 1;
+                    let problem = format!("directories are nested more than {DEPTH_MAX} deep");
+                    return Err(EngineError::Entry { path: top.dir.path_of(&entry.name), problem });
+                }
                 let dir = Arc::new(Dir {
                     parent: Some(top.dir.clone()),
                     name: entry.name,
@@ -557,12 +622,13 @@ impl Walk<'_> {
                 // It is on the stack even where it can't be made: what is in it must not end up
                 // in its parent.
                 levels.push(Level { dir: dir.clone(), path, wanted, last: None });
-                if dir.depth > DEPTH_MAX {
-                    let problem = format!("directories are nested more than {DEPTH_MAX} deep");
-                    return Err(EngineError::Refused(problem));
-                }
                 if wanted {
-                    dir.open()?;
+                    if let Err(error) = dir.open() {
+                        // Nothing in it can be restored, either.
+                        levels.pop();
+                        self.skipped = 1;
+                        return Err(error);
+                    }
                     Counters::add(&self.shared.counters.entries, 1);
                 }
                 Ok(())
@@ -605,6 +671,10 @@ impl Walk<'_> {
         let options = &self.shared.options;
         match (&entry.content, entry.metadata.kind) {
             (Content::HardLink { node, path }, _) => {
+                if options.overwrite_files {
+                    // What has the target's name may not be the target yet.
+                    self.shared.wait_for_files();
+                }
                 let made =
                     output::make_hard_link(root.open()?, path, dir.open()?, &entry.name, options);
                 match made {
@@ -645,12 +715,14 @@ impl Walk<'_> {
             return Err(EngineError::Entry { path: dir.path_of(&name), problem });
         }
         let made = output::make_file(dir.open()?, &name, &metadata, &self.shared.options);
-        let file = made.map_err(|trouble| dir.error(&name, trouble))?;
+        let NewFile { file, temporary } = made.map_err(|trouble| dir.error(&name, trouble))?;
+        self.shared.enter_file();
         let file = OpenFile {
             dir: dir.clone(),
             name,
             metadata,
             file,
+            temporary,
             damaged: AtomicBool::new(false),
             bare: false,
         };
@@ -662,13 +734,18 @@ impl Walk<'_> {
         let file = Arc::new(file);
         let mut offset = 0;
         for extent in extents {
-            let Some(parts) = self.shared.content.parts(*extent) else {
+            let content = self.shared.content.clone();
+            let Some(parts) = content.parts(*extent) else {
                 file.damaged.store(true, Ordering::Relaxed);
                 let path = file.dir.path_of(&file.name);
                 let problem = "its content lies outside of the archive".into();
                 return Err(EngineError::Entry { path, problem });
             };
             for part in parts {
+                let damaged = self.sequential && file.damaged.load(Ordering::Relaxed);
+                if damaged || self.shared.is_over() {
+                    return Ok(());
+                }
                 let length = (part.to - part.from) as u64;
                 let job = Job { file: file.clone(), part, offset };
                 if self.sequential {
@@ -698,7 +775,10 @@ impl Walk<'_> {
             .ok_or_else(|| EngineError::Refused(format!("'{shown}' is no name for a file")))?;
         let mut options = std::fs::OpenOptions::new();
         let file = options.write(true).create_new(true).open(target).map_err(cannot())?;
-        file.set_len(root.metadata.size).map_err(cannot())?;
+        file.set_len(root.metadata.size).map_err(|error| {
+            let _ = std::fs::remove_file(target);
+            cannot()(error)
+        })?;
         let fd = OwnedFd::from(File::open(&parent).map_err(cannot())?);
         let dir = Arc::new(Dir {
             parent: None,
@@ -710,11 +790,13 @@ impl Walk<'_> {
             bare: true,
             is_new: AtomicBool::new(false),
         });
+        self.shared.enter_file();
         let file = OpenFile {
             dir,
             name: std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec(),
             metadata: root.metadata.clone(),
             file,
+            temporary: None,
             damaged: AtomicBool::new(false),
             bare: true,
         };

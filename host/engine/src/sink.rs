@@ -4,16 +4,17 @@ use crate::input::InputFile;
 use crate::plugin::{EntryKind, Extent, Failure, Timestamp};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Notice, Omission, Report};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use keepwell_model::catalog::CatalogKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Pieces that wait in a stream: each may hold a descriptor and some kilobytes.
 const QUEUE_PIECES: usize = 128;
 /// One call may not hand over more bytes than this.
-const WRITE_BYTES_MAX: usize = 16 << 20;
+const WRITE_BYTES_MAX: usize = 1 << 20;
 /// Streams of one archive.
-const STREAMS_MAX: usize = 8;
+const STREAMS_MAX: usize = 4;
 
 /// How a stream is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +41,13 @@ pub(crate) enum Piece {
 
 /// Opens streams and keeps the catalog: a snapshot, or a file.
 pub(crate) trait Destination: Send {
-    /// A consumer of pieces has been started.
+    /// Starts a consumer of pieces. Returns how long the stream will be, where that can be guessed.
     fn open_stream(
         &mut self,
         suffix: &str,
         chunking: Chunking,
         pieces: Receiver<Piece>,
-    ) -> Result<(), Failure>;
+    ) -> Result<Option<u64>, Failure>;
     fn catalog_open(&mut self) -> Result<(), Failure>;
     fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure>;
     fn catalog_leave(&mut self) -> Result<(), Failure>;
@@ -84,8 +85,8 @@ impl Sink {
             return Err(Failure::Invalid(format!("more than {STREAMS_MAX} streams")));
         }
         let (pieces, queue) = bounded(QUEUE_PIECES);
-        self.destination.open_stream(suffix, chunking, queue)?;
-        Counters::add(&self.counters.total, size.unwrap_or(0));
+        let guess = self.destination.open_stream(suffix, chunking, queue)?;
+        Counters::add(&self.counters.total, size.or(guess).unwrap_or(0));
         self.streams.push(pieces);
         Ok(self.streams.len() as u32 - 1)
     }
@@ -100,7 +101,7 @@ impl Sink {
 
     pub fn write(&mut self, stream: u32, bytes: Vec<u8>) -> Result<(), Failure> {
         if bytes.len() > WRITE_BYTES_MAX {
-            return Err(Failure::Invalid("more than 16 MiB in one write".into()));
+            return Err(Failure::Invalid("more than 1 MiB in one write".into()));
         }
         self.send(stream, Piece::Bytes(bytes))
     }
@@ -122,7 +123,22 @@ impl Sink {
     pub fn splice_to_end(&mut self, stream: u32, file: Arc<InputFile>) -> Result<u64, Failure> {
         let (answer, length) = bounded(1);
         self.send(stream, Piece::ToEnd { file, answer })?;
-        length.recv().map_err(|_| Failure::Cancelled)
+        loop {
+            match length.recv_timeout(Duration::from_millis(200)) {
+                Ok(length) => return Ok(length),
+                Err(RecvTimeoutError::Disconnected) => return Err(Failure::Cancelled),
+                // The consumer may have failed before it came to this piece, which then waits for
+                // ever. A piece of nothing finds that out.
+                Err(RecvTimeoutError::Timeout) => {
+                    self.cancel.check()?;
+                    let probe = self.streams.get(stream as usize);
+                    let probe = probe.map(|stream| stream.try_send(Piece::Bytes(Vec::new())));
+                    if matches!(probe, Some(Err(TrySendError::Disconnected(_)))) {
+                        return Err(Failure::Cancelled);
+                    }
+                }
+            }
+        }
     }
 
     /// Content of the previous archive again: comes with change detection; until then, read it.

@@ -82,7 +82,7 @@ impl RandomAccess for PipeArchive {
         if offset < pipe.start {
             return Err(Failure::Unsupported("a pipe can't be read again".into()));
         }
-        let end = offset + u64::from(length);
+        let end = offset.saturating_add(length.into());
         let mut buffer = [0; 64 << 10];
         while pipe.start + (pipe.held.len() as u64) < end {
             let wanted = end - pipe.start - pipe.held.len() as u64;
@@ -155,7 +155,7 @@ impl Destination for FileDestination {
         _suffix: &str,
         _chunking: Chunking,
         pieces: Receiver<Piece>,
-    ) -> std::result::Result<(), Failure> {
+    ) -> std::result::Result<Option<u64>, Failure> {
         let Some(out) = self.out.take() else {
             return Err(Failure::Unsupported("a file takes one stream".into()));
         };
@@ -169,7 +169,7 @@ impl Destination for FileDestination {
         let started = thread::Builder::new().name("writer".into()).spawn(write);
         let started = started.map_err(|error| Failure::Io(error.to_string()))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-        Ok(())
+        Ok(None)
     }
 
     fn catalog_open(&mut self) -> std::result::Result<(), Failure> {

@@ -63,6 +63,11 @@ impl Chunker {
         })
     }
 
+    /// Fewest bytes of a chunk that is not the last.
+    pub fn size_min(&self) -> usize {
+        self.size_min
+    }
+
     /// Most bytes of a chunk.
     pub fn size_max(&self) -> usize {
         self.size_max

@@ -128,7 +128,7 @@ impl DirChunks {
     ///
     /// Beyond the reference, a smaller file is kept only if it is sound: after a power cut it may
     /// be a part of one.
-    fn keeps_existing(&self, path: &Path, chunk: &SealedChunk<'_>, size: u64) -> Result<bool> {
+    fn keeps_existing(&self, chunk: &SealedChunk<'_>, size: u64) -> Result<bool> {
         let new = chunk.stored_bytes();
         let refused = |problem| StoreError::ChunkRefused { digest: chunk.digest, problem };
         if size == new {
@@ -137,7 +137,10 @@ impl DirChunks {
         if size == 0 {
             return Ok(false);
         }
-        let existing = fs::read(path).map_err(io("read", path))?;
+        let existing = match self.read(&chunk.digest) {
+            Err(StoreError::ChunkMissing { .. }) => return Ok(false),
+            other => other?,
+        };
         let kind = BlobKind::of_magic(&existing);
         if chunk.kind().is_encrypted() {
             return match kind {
@@ -167,7 +170,7 @@ impl ChunkStore for DirChunks {
                 digest: chunk.digest,
                 problem: "something that is no file has its name",
             }),
-            Ok(metadata) if self.keeps_existing(&path, chunk, metadata.len())? => {
+            Ok(metadata) if self.keeps_existing(chunk, metadata.len())? => {
                 touch_file(&path).map_err(io("touch", &path))?;
                 Ok(Self::stored(chunk, metadata.len(), true))
             }
@@ -204,8 +207,8 @@ impl ChunkStore for DirChunks {
             Err(error) => return Err(io("open", &path)(error)),
         };
         let size = file.metadata().map_err(io("examine", &path))?.len();
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         let limit = keepwell_model::blob::BLOB_BYTES_MAX as u64 + 64;
+        let mut bytes = Vec::with_capacity(size.min(limit) as usize);
         (&mut file).take(limit).read_to_end(&mut bytes).map_err(io("read", &path))?;
         Ok(bytes)
     }

@@ -5,6 +5,7 @@
 //! shared/spec/formats.md §4, §8. May use `model` only.
 
 pub mod conformance;
+mod crashed;
 mod dir;
 pub mod faulty;
 mod layout;

@@ -8,12 +8,10 @@
 //! | snapshot directory | flock, exclusive | forget, prune, protection, notes |
 
 use crate::{Result, StoreError};
-use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, flock, open};
-use std::collections::HashMap;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// A lock on a directory, held until dropped.
 pub(crate) struct DirLock {
@@ -49,60 +47,69 @@ impl DirLock {
     }
 }
 
-/// The process's hold on `.lock`. Record locks belong to the process and vanish when any
-/// descriptor of the file is closed, so the file is opened once and never closed.
-struct ProcessLock {
-    file: File,
-    holders: Mutex<u32>,
-}
-
-static PROCESS_LOCKS: Mutex<Option<HashMap<PathBuf, Arc<ProcessLock>>>> = Mutex::new(None);
-
 /// A writer's share of `.lock`, held until dropped.
+///
+/// The reference takes record locks of its process (F_SETLK), which vanish when any descriptor of
+/// the file is closed: a backup of the directory that holds the repository would lose it. Ours is
+/// an open file description lock (F_OFD_SETLK): it conflicts with those, and stays.
 pub(crate) struct WriterLock {
-    lock: Arc<ProcessLock>,
+    _file: File,
 }
 
 impl WriterLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
-        let lock = process_lock(path)?;
-        let mut holders = lock.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        if *holders == 0 {
-            let taken = fcntl_lock(&lock.file, FlockOperation::NonBlockingLockShared);
-            taken.map_err(|_| StoreError::Locked {
-                what: format!("datastore '{}'", path.parent().unwrap_or(path).display()),
-                why: "another process is collecting garbage; try again when it is done",
-            })?;
-        }
-        *holders += 1;
-        drop(holders);
-        Ok(Self { lock })
-    }
-}
-
-impl Drop for WriterLock {
-    fn drop(&mut self) {
-        let mut holders = self.lock.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        *holders -= 1;
-        if *holders == 0 {
-            let _ = fcntl_lock(&self.lock.file, FlockOperation::NonBlockingUnlock);
+        let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
+        let mut options = std::fs::OpenOptions::new();
+        let file =
+            options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+        match record_lock(&file, libc::F_RDLCK) {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(StoreError::Locked {
+                    what: format!("datastore '{}'", path.parent().unwrap_or(path).display()),
+                    why: "another process is collecting garbage; try again when it is done",
+                })
+            }
+            Err(source) => Err(StoreError::Io { action: "lock", path: path.to_owned(), source }),
         }
     }
 }
 
-fn process_lock(path: &Path) -> Result<Arc<ProcessLock>> {
-    let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
-    let mut all = PROCESS_LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let all = all.get_or_insert_default();
-    let parent = path.parent().unwrap_or(path);
-    let key = parent.canonicalize().map_err(io)?.join(".lock");
-    if let Some(lock) = all.get(&key) {
-        return Ok(lock.clone());
+/// Locks the whole file, without waiting.
+#[allow(unsafe_code, reason = "rustix has no words for open file description locks")]
+fn record_lock(file: &File, kind: libc::c_int) -> std::io::Result<()> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and F_OFD_SETLK reads one struct flock.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
     }
-    let mut options = std::fs::OpenOptions::new();
-    let file =
-        options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-    let lock = Arc::new(ProcessLock { file, holders: Mutex::new(0) });
-    all.insert(key, lock.clone());
-    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_share_and_a_collector_waits_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        let first = WriterLock::acquire(&path).unwrap();
+        let second = WriterLock::acquire(&path).unwrap();
+        drop(first);
+        // Closing another descriptor of the file must not give the lock away.
+        drop(File::open(&path).unwrap());
+        let mut options = std::fs::OpenOptions::new();
+        let collector = options.read(true).write(true).open(&path).unwrap();
+        assert!(record_lock(&collector, libc::F_WRLCK).is_err());
+        drop(second);
+        record_lock(&collector, libc::F_WRLCK).unwrap();
+        assert!(matches!(WriterLock::acquire(&path), Err(StoreError::Locked { .. })));
+    }
 }

@@ -1,5 +1,6 @@
 //! One backup into a directory store: a hidden directory that becomes the snapshot at the end.
 
+use crate::crashed::Marker;
 use crate::dir::{DirChunks, Keeper, io, sync_dir, sync_file_system, write_durably};
 use crate::layout::Layout;
 use crate::lock::{DirLock, WriterLock};
@@ -29,6 +30,7 @@ pub(crate) struct DirSession {
     pub(crate) finished: AtomicBool,
     pub(crate) _group: DirLock,
     pub(crate) _writer: WriterLock,
+    pub(crate) _marker: Marker,
 }
 
 impl BackupSession for DirSession {

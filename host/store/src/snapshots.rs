@@ -1,5 +1,6 @@
 //! Snapshots, groups and namespaces of a directory store.
 
+use crate::crashed::{Marker, recover};
 use crate::dir::{DirChunks, Keeper, io, sync_dir, temporary_suffix, write_durably};
 use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
 use crate::lock::{DirLock, WriterLock};
@@ -12,7 +13,7 @@ use keepwell_model::{
     ArchiveName, BackupId, BackupTime, BackupType, Blob, GroupId, Namespace, SnapshotId,
 };
 use std::fs::{self, OpenOptions};
-use std::io::{self as std_io, Write};
+use std::io as std_io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use std::sync::atomic::AtomicBool;
 
 const IN_USE: &str = "it is in use, possibly by a running backup or restore";
 const RUNNING: &str = "another backup is already running";
+/// What the reference's API takes when a namespace is made.
+const COMPONENT_BYTES_MAX: usize = 32;
 /// No file of a snapshot but chunks is larger: an index of 100 TiB is.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
@@ -103,14 +106,10 @@ impl DirStore {
         let is_new = self.make_dir(&dir)?;
         let lock = DirLock::exclusive(&dir, &format!("backup group {group}"), RUNNING)?;
         let path = dir.join(OWNER);
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(mut file) => {
-                let written = file.write_all(format!("{owner}\n").as_bytes());
-                written.and_then(|()| file.sync_all()).map_err(io("write", &path))?;
-                self.keeper.own_path(&path)?;
-            }
-            Err(error) if error.kind() == std_io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(io("create", &path)(error)),
+        // Empty where a crash came between its making and its writing.
+        let missing = fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
+        if missing {
+            write_durably(&path, format!("{owner}\n").as_bytes(), self.keeper)?;
         }
         Ok((lock, is_new))
     }
@@ -195,7 +194,11 @@ impl DirStore {
         let hidden = group.join(hidden);
         fs::rename(&dir, &hidden).map_err(io("remove", &dir))?;
         sync_dir(&group)?;
-        fs::remove_dir_all(&hidden).map_err(io("remove", &hidden))
+        match fs::remove_dir_all(&hidden) {
+            // A backup of the group has swept it away.
+            Err(error) if error.kind() == std_io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(io("remove", &hidden)),
+        }
     }
 
     /// Removes a group; false where protected snapshots remain.
@@ -218,12 +221,18 @@ impl DirStore {
     }
 
     /// Removes what is empty of one namespace; false where something remains.
-    fn remove_empty(&self, namespace: &Namespace) -> bool {
+    fn remove_empty(&self, namespace: &Namespace) -> Result<bool> {
         let dir = self.layout.namespace(namespace);
+        let remove = |path: &Path| match fs::remove_dir(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std_io::ErrorKind::NotFound => Ok(true),
+            Err(error) if error.kind() == std_io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            Err(error) => Err(io("remove", path)(error)),
+        };
         for part in BackupType::ALL.map(BackupType::as_str).into_iter().chain(["ns"]) {
-            let _ = fs::remove_dir(dir.join(part));
+            remove(&dir.join(part))?;
         }
-        fs::remove_dir(&dir).is_ok()
+        remove(&dir)
     }
 }
 
@@ -277,6 +286,10 @@ impl SnapshotStore for DirStore {
                 format!("cannot create new namespace, parent {parent} doesn't already exists");
             return Err(StoreError::Refused(problem));
         }
+        if let Some(long) = namespace.components().find(|name| name.len() > COMPONENT_BYTES_MAX) {
+            let problem = format!("namespace component '{long}' has more than 32 characters");
+            return Err(StoreError::Refused(problem));
+        }
         let dir = self.layout.namespace(namespace);
         self.make_dir(dir.parent().unwrap_or(&dir))?;
         if !self.make_dir(&dir)? {
@@ -300,7 +313,7 @@ impl SnapshotStore for DirStore {
                     }
                 }
             }
-            if !self.remove_empty(&namespace) && outcome == Removal::Done {
+            if !self.remove_empty(&namespace)? && outcome == Removal::Done {
                 outcome = Removal::KeptGroups;
             }
         }
@@ -376,6 +389,8 @@ impl SnapshotStore for DirStore {
             let reader: Arc<dyn SnapshotReader> = Arc::new(finished.then(opened)??);
             Some(reader)
         });
+        recover(&self.layout)?;
+        let marker = Marker::set(&self.layout, self.keeper)?;
         let name = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
         let work_dir = group_dir.join(name);
         self.make_dir(&work_dir)?;
@@ -391,6 +406,7 @@ impl SnapshotStore for DirStore {
             finished: AtomicBool::new(false),
             _group: group_lock,
             _writer: writer,
+            _marker: marker,
         }))
     }
 

@@ -97,7 +97,7 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         .table_elements(100_000)
         .instances(64)
         .tables(64)
-        .memories(16)
+        .memories(1)
         .trap_on_grow_failure(false)
         .build();
     let mut table = ResourceTable::new();

@@ -37,9 +37,10 @@ impl Source for Image {
         let stream = open_stream(&suffix, Chunking::Fixed(CHUNK_BYTES), size)?;
         match size {
             Some(size) => stream.splice(&file, 0, size)?,
-            None => {
-                stream.splice_to_end(&file)?;
+            None if stream.splice_to_end(&file)? == 0 => {
+                return Err(Failure::Invalid("got nothing from the pipe".into()));
             }
+            None => {}
         }
         Ok(Summary { entries: 1 })
     }

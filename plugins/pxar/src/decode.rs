@@ -29,6 +29,8 @@ impl ReadAt for &[u8] {
 const TABLE_BYTES_MAX: u64 = 1 << 30;
 /// Bytes read at once after a jump, and the most while reading on.
 const WINDOW_BYTES: (u32, u32) = (4 << 10, 64 << 10);
+/// The host hands out large items in pieces.
+const READ_BYTES: u32 = 1 << 20;
 /// One entry may not carry more metadata than this.
 const EXTENDED_BYTES_MAX: usize = 16 << 20;
 
@@ -99,6 +101,14 @@ impl<R: ReadAt> Decoder<R> {
                 }
                 other => other?,
             };
+            let mut bytes = bytes;
+            while (bytes.len() as u64) < length {
+                let more = self.source.read_at(position + bytes.len() as u64, READ_BYTES)?;
+                if more.is_empty() {
+                    break;
+                }
+                bytes.extend(more);
+            }
             if (bytes.len() as u64) < length {
                 return Err(corrupt(position, "the archive ends in the middle of an entry"));
             }

@@ -58,6 +58,11 @@ impl Archive for PxarArchive {
     fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Children, Failure> {
         let (_, mut rows) = self.0.table(self.end_of(dir)?)?;
         rows.sort_unstable_by_key(|row| row.start);
+        if rows.windows(2).any(|pair| pair[0].end > pair[1].start) {
+            let problem =
+                format!("pxar archive: the table that ends at {} overlaps itself", dir.end);
+            return Err(Failure::Corrupt(problem));
+        }
         let rest = rows.iter().filter(|row| after.is_none_or(|after| row.start > after.at));
         let read = |row: &GoodbyeRow| {
             let node = Node { at: row.start, end: row.end };
@@ -89,6 +94,9 @@ impl Archive for PxarArchive {
     }
 }
 
+/// Metadata handed over at once, beyond which a batch is full.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
 struct Place {
     next: u64,
     /// directories entered and not left; 0 at the end
@@ -104,7 +112,8 @@ impl Walk for PxarWalk {
     fn next(&self, max: u32) -> Result<Vec<Event>, Failure> {
         let mut place = self.place.borrow_mut();
         let mut events = Vec::new();
-        while events.len() < max as usize && place.depth > 0 {
+        let mut bytes = 0;
+        while events.len() < max as usize && bytes < BATCH_BYTES_MAX && place.depth > 0 {
             match self.decoder.next(place.next)? {
                 Next::End { next } => {
                     place.next = next;
@@ -115,6 +124,8 @@ impl Walk for PxarWalk {
                 }
                 Next::Entry(decoded) => {
                     place.next = decoded.next;
+                    let attributes = decoded.entry.metadata.extended.iter();
+                    bytes += attributes.map(|attribute| attribute.value.len()).sum::<usize>();
                     if decoded.entry.metadata.kind == EntryKind::Directory {
                         place.depth += 1;
                         events.push(Event::Enter(decoded.entry));

@@ -20,6 +20,12 @@ const LIST_BATCH: u32 = 512;
 const OPEN_BATCH: usize = 32;
 /// Items collected before they are handed over.
 const WRITE_BATCH_BYTES: usize = 32 << 10;
+/// Most bytes that the host takes at once.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// Deeper trees can't be restored, since each level takes a descriptor.
+const DEPTH_MAX: usize = 2048;
+/// Longer paths can't be the target of a hard link: spec §1.
+const LINK_PATH_BYTES_MAX: usize = 4095;
 /// Records the patterns of the command line, always last in the root: spec §10.
 const EXCLUDE_RECORD: &[u8] = b".pxarexclude-cli";
 
@@ -95,8 +101,15 @@ struct Walk {
     entries_max: u64,
     entries_open: u64,
     entries_total: u64,
-    /// first name of each inode that has several: its FILENAME position and path
-    links: HashMap<(u64, u64), (u64, Vec<u8>)>,
+    /// inodes of which more names are to come
+    links: HashMap<(u64, u64), FirstName>,
+}
+
+/// The first name of an inode: its FILENAME position, its path, and how many names are to come.
+struct FirstName {
+    start: u64,
+    path: Vec<u8>,
+    left: u32,
 }
 
 /// Collects items and keeps the position.
@@ -113,11 +126,11 @@ impl Emitter {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        if !self.buffer.is_empty() {
-            self.stream.write(&self.buffer)?;
-            self.position += self.buffer.len() as u64;
-            self.buffer.clear();
+        for piece in self.buffer.chunks(WRITE_BYTES_MAX) {
+            self.stream.write(piece)?;
         }
+        self.position += self.buffer.len() as u64;
+        self.buffer.clear();
         Ok(())
     }
 
@@ -265,7 +278,13 @@ impl Walk {
             return Ok(());
         };
         while frame.pending.is_empty() && !frame.listed_all {
-            let listed = frame.handle.read(LIST_BATCH)?;
+            let listed = match frame.handle.read(LIST_BATCH) {
+                Err(Failure::Denied(detail) | Failure::NotFound(detail)) => {
+                    skipped(&path, Omission::Denied, &detail);
+                    Vec::new()
+                }
+                other => other?,
+            };
             frame.listed_all = listed.is_empty();
             let kept = self.excludes.keep(&path, listed).into_iter().filter(|child| {
                 !(is_root && child.name == EXCLUDE_RECORD || self.settings.drops(child.kind))
@@ -285,6 +304,10 @@ impl Walk {
     }
 
     fn child_directory(&mut self, name: Vec<u8>) -> Result<(), Failure> {
+        if self.frames.len() > DEPTH_MAX {
+            let detail = format!("nested more than {DEPTH_MAX} deep");
+            return self.omit(&name, Failure::Unsupported(detail));
+        }
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
@@ -375,12 +398,19 @@ impl Walk {
             return false;
         }
         let inode = (identity.device, identity.inode);
-        if let Some((target_start, target_path)) = self.links.get(&inode) {
-            encode::hard_link(&mut self.out.buffer, start - target_start, target_path);
+        if let Some(first) = self.links.get_mut(&inode) {
+            encode::hard_link(&mut self.out.buffer, start - first.start, &first.path);
+            first.left = first.left.saturating_sub(1);
+            if first.left == 0 {
+                self.links.remove(&inode);
+            }
             return true;
         }
         let path = self.path_of(name).join(&b'/');
-        self.links.insert(inode, (start, path));
+        if path.len() <= LINK_PATH_BYTES_MAX {
+            let left = identity.links - 1;
+            self.links.insert(inode, FirstName { start, path, left });
+        }
         false
     }
 

@@ -2,8 +2,8 @@
 
 use super::cancel_on_signal;
 use crate::args::{
-    flag, is_set, keys, namespace, namespace_of, number, option, option_values, output_format,
-    parsed, plugin_options, repository,
+    flag, is_set, keys, limits, namespace, namespace_of, number, option, option_values,
+    output_format, parsed, plugin_options, repository,
 };
 use crate::encryption::refuse_keys;
 use crate::notices::print_in_background;
@@ -83,6 +83,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("strict", "Fail when something could not be read; the snapshot stays"))
         .args(plugin_options(&options))
         .args(keys())
+        .args(limits())
         .arg(progress_option())
         .arg(output_format(plugins))
 }
@@ -347,6 +348,7 @@ fn back_up(
             stored_name(spec)
         ));
         let began = Instant::now();
+        report.begin_archive(spec.target());
         let request = SourceRequest {
             archive_name: spec.label.to_string(),
             archive_extension: spec.archive_type.extension.clone(),

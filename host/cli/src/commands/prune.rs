@@ -1,7 +1,7 @@
 //! `prune`: remove what a retention policy does not keep.
 
 use crate::args::{
-    flag, is_set, namespace, namespace_of, option, option_values, output_format, parsed,
+    flag, is_set, namespace, namespace_of, number, option, option_values, output_format, parsed,
     plugin_options, repository,
 };
 use crate::output::{check_format, left, print, right};
@@ -35,6 +35,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         )
         .arg(flag("dry-run", "Only show what would happen"))
         .arg(flag("quiet", "Show only what is removed"))
+        .arg(number("max-depth", "N", "Has no meaning for one group").hide(true))
         .arg(option("policy", "NAME", "Retention policy to apply").default_value("keep"))
         .args(plugin_options(&options))
         .arg(repository())

@@ -31,6 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const EXTENSION: &str = "pxar";
+/// Deeper trees are not listed: none that can be restored is.
+const DEPTH_MAX: u64 = 2048;
 
 fn archive_argument() -> Arg {
     Arg::new("archive")
@@ -264,6 +266,7 @@ fn list_below(
 ) -> Result<()> {
     archive.start_walk()?;
     let mut path: Vec<u8> = Vec::new();
+    let mut depth = 0u64;
     loop {
         let events = archive.walk(batch)?;
         if events.is_empty() {
@@ -272,10 +275,15 @@ fn list_below(
         for event in events {
             match event {
                 Event::Leave => {
+                    depth -= 1;
                     let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                     path.truncate(end);
                 }
                 Event::Enter(entry) => {
+                    depth += 1;
+                    if depth > DEPTH_MAX {
+                        bail!("directories are nested more than {DEPTH_MAX} deep");
+                    }
                     path.push(b'/');
                     path.extend(&entry.name);
                     line(out, &path, &entry, long)?;

@@ -1,7 +1,9 @@
 //! `restore`.
 
 use super::cancel_on_signal;
-use crate::args::{flag, is_set, keys, namespace, namespace_of, option, output_format, repository};
+use crate::args::{
+    flag, is_set, keys, limits, namespace, namespace_of, option, output_format, repository,
+};
 use crate::encryption::refuse_keys;
 use crate::notices::print_in_background;
 use crate::output::write_out;
@@ -75,6 +77,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(repository())
         .arg(namespace())
         .args(keys())
+        .args(limits())
         .arg(progress_option())
         .arg(output_format(plugins).hide(true))
 }
@@ -162,7 +165,11 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     let (content, streams) = open_content(&reader, file)?;
     if target == Path::new("-") {
-        return write_content(&content);
+        if !patterns.is_empty() || is_set(matches, "keep-going") {
+            bail!("--pattern and --keep-going can't be used with the target '-'");
+        }
+        // Without the types: a broken pipe is no success, and no hint fits.
+        return write_content(&content).map_err(|error| anyhow!("{}", describe(&error)));
     }
     let request = RestoreRequest {
         options: output_of(matches),
@@ -273,6 +280,12 @@ fn write_content(content: &StoredArchive) -> Result<()> {
         }
         StoredArchive::Blob(bytes) => write_out(bytes),
     }
+}
+
+/// An error and its causes on one line.
+fn describe(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.join(": ")
 }
 
 fn write_new_file(target: &Path, bytes: &[u8]) -> Result<()> {

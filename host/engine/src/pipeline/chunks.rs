@@ -46,6 +46,17 @@ impl Cutter {
         }
     }
 
+    /// Whether no chunk but the last has a size that this would not give it.
+    fn could_have_cut(&self, index: &Index) -> bool {
+        let smallest = match self {
+            Self::Content(chunker) => chunker.size_min(),
+            Self::Fixed(size) => *size,
+        };
+        let sizes = smallest as u64..=self.size_max() as u64;
+        let others = index.len().saturating_sub(1);
+        index.chunks().take(others).all(|chunk| sizes.contains(&(chunk.end - chunk.start)))
+    }
+
     fn reset(&mut self) {
         if let Self::Content(chunker) = self {
             chunker.reset();
@@ -111,7 +122,9 @@ impl ChunkStream {
         let appender = thread
             .spawn(move || append(index, &ordered, &tell))
             .map_err(crate::error::io_error("start", "a thread"))?;
-        let expectation = previous.filter(|index| !index.is_empty()).map(|index| Expectation {
+        // Chunks of other sizes were cut by other rules.
+        let fits = |index: &Index| !index.is_empty() && cutter.could_have_cut(index);
+        let expectation = previous.filter(fits).map(|index| Expectation {
             index,
             next: Some(0),
             from: 0,

@@ -86,7 +86,7 @@ impl Feeder<'_> {
             if file.is_sparse {
                 let (start, stop) = match file.next_data(at) {
                     Ok(Some(data)) => data,
-                    Ok(None) if file.size >= end => (end, end),
+                    Ok(None) if file.current_size().is_ok_and(|size| size >= end) => (end, end),
                     // Not a hole but the end: read on, and notice it below.
                     Ok(None) | Err(_) => (at, end),
                 };
@@ -125,20 +125,20 @@ impl Feeder<'_> {
                     self.filled(read)?;
                     at += read as u64;
                 }
-                Err(error) => return self.unreadable(file, error).map(|()| at),
+                Err(error) => return self.unreadable(file, error, end - at).map(|()| end),
             }
         }
         Ok(at)
     }
 
     /// A file that was promised and can't be read is filled up like a short one; a device is not.
-    fn unreadable(&mut self, file: &InputFile, error: std::io::Error) -> Result<()> {
+    fn unreadable(&mut self, file: &InputFile, error: std::io::Error, missing: u64) -> Result<()> {
         let path = crate::report::shown_path(&file.path());
         if file.kind != crate::plugin::EntryKind::File {
             return Err(EngineError::Io { action: "read", path, source: error });
         }
         self.report.skip(&file.path(), Omission::Changed, &format!("reading failed: {error}"));
-        Ok(())
+        self.zeros(missing)
     }
 
     fn short(&mut self, file: &InputFile, missing: u64) -> Result<()> {

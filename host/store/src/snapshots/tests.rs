@@ -173,3 +173,34 @@ fn a_manifest_is_replaced_whole() {
     let reader = store.open(&root, &snapshot(1000)).unwrap();
     assert_eq!(reader.read_file(&ArchiveName::manifest()).unwrap(), newer.as_bytes());
 }
+
+#[test]
+fn after_a_power_cut_truncated_chunks_are_written_again() {
+    let (dir, store) = store();
+    let layout = Layout::new(dir.path().to_owned());
+    let (cut, sound) = (conformance::chunk(1, &[7; 5000]), conformance::chunk(2, b"sound"));
+    let session = store.begin(&Namespace::default(), &snapshot(1000), "root@pam").unwrap();
+    session.chunks().insert(&cut).unwrap();
+    session.chunks().insert(&sound).unwrap();
+    let running = store.begin(
+        &Namespace::default(),
+        &SnapshotId { group: "host/b".parse().unwrap(), ..snapshot(1) },
+        "root@pam",
+    );
+    drop(running.unwrap());
+    assert!(
+        fs::metadata(layout.chunk(&cut.digest)).unwrap().len() > 4096,
+        "a running backup is no crash"
+    );
+    drop(session);
+    // What remains of a backup when the power goes: its marker and half a chunk.
+    fs::write(dir.path().join(".writing.tmp_gone00"), b"").unwrap();
+    fs::write(layout.chunk(&cut.digest), &cut.parts().concat()[..4096]).unwrap();
+    assert!(store.chunks().touch(&cut.digest, 5000).unwrap().is_some());
+    let session = store.begin(&Namespace::default(), &snapshot(1000), "root@pam").unwrap();
+    assert!(session.chunks().touch(&cut.digest, 5000).unwrap().is_none(), "half a chunk is none");
+    assert!(session.chunks().touch(&sound.digest, 5).unwrap().is_some());
+    drop(session);
+    let left = fs::read_dir(dir.path()).unwrap().flatten();
+    assert!(left.into_iter().all(|e| !e.file_name().to_string_lossy().starts_with(".writing")));
+}

@@ -19,7 +19,9 @@ type Answer<T> = wasmtime::Result<Result<T, wit::Failure>>;
 const LIST_MAX: u32 = 16_384;
 const READ_BYTES_MAX: u32 = 1 << 20;
 const OPEN_MAX: usize = 1024;
-const PATTERNS_MAX: usize = 100_000;
+const PATTERNS_MAX: usize = 10_000;
+/// Longer paths and texts in a report are cut.
+const TEXT_BYTES_MAX: usize = 4096;
 
 fn answer<T>(outcome: Result<T, Failure>) -> Answer<T> {
     Ok(outcome.map_err(wit::Failure::from))
@@ -276,8 +278,17 @@ impl archive_sink::Host for State {
         why: archive_sink::Omission,
         detail: String,
     ) -> wasmtime::Result<()> {
+        let mut left = TEXT_BYTES_MAX;
+        let path: Vec<Vec<u8>> = path
+            .into_iter()
+            .take_while(|name| {
+                left = left.saturating_sub(name.len() + 1);
+                left > 0
+            })
+            .collect();
+        let detail = &detail[..detail.floor_char_boundary(TEXT_BYTES_MAX)];
         if let Ok(sink) = self.sink() {
-            sink.skipped(&path, why.into(), &detail);
+            sink.skipped(&path, why.into(), detail);
         }
         Ok(())
     }
@@ -296,6 +307,7 @@ impl random_access::HostBytes for State {
         offset: u64,
         length: u32,
     ) -> Answer<Vec<u8>> {
+        let length = length.min(READ_BYTES_MAX);
         answer(self.table.get(&this)?.0.read_at(offset, length))
     }
 

@@ -17,6 +17,7 @@ impl Plugin for Hostile {
     }
 }
 
+#[allow(unconditional_recursion, reason = "that is its purpose")]
 fn recurse(depth: u64) -> u64 {
     // Not a loop in disguise: something is left to do after the call.
     std::hint::black_box(recurse(std::hint::black_box(depth + 1))) + depth
