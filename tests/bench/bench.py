@@ -63,12 +63,18 @@ def run(cmd, **kw):
     if status: sys.exit("%r failed: %s" % (cmd, err.decode()[-2000:]))
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
+numbers = iter(range(10**6))
 def fresh(path):
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+    """A name nobody used: ext4 is slow to create files right after many were deleted."""
+    return "%s-%d" % (path, next(numbers))
+
+def clean():
+    for name in os.listdir(WORK):
+        if name not in ("data", "cache", "empty"): shutil.rmtree(os.path.join(WORK, name))
+    os.sync(); time.sleep(6)
 
 def keepwell(data):
-    repo = fresh(WORK + "/keepwell-repo"); out = fresh(WORK + "/out")
+    ENV["PBS_REPOSITORY"] = fresh(WORK + "/keepwell-repo"); out = fresh(WORK + "/out")
     os.makedirs(WORK + "/empty", exist_ok=True)
     # restic and borg make their repositories before the clock runs, too
     run([KEEPWELL, "backup", "e.pxar:" + WORK + "/empty", "--backup-id", "init"])
@@ -77,14 +83,14 @@ def keepwell(data):
     yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
 
 def restic(data):
-    repo = fresh(WORK + "/restic-repo"); out = fresh(WORK + "/out"); fresh(WORK + "/cache/restic")
+    repo = fresh(WORK + "/restic-repo"); out = fresh(WORK + "/out"); shutil.rmtree(WORK + "/cache/restic", ignore_errors=True)
     run(["restic", "init", "-q", "-r", repo])
     yield run(["restic", "backup", "-q", "-r", repo, "."], cwd=data)
     yield run(["restic", "backup", "-q", "-r", repo, "."], cwd=data)
     yield run(["restic", "restore", "latest", "-q", "-r", repo, "--target", out])
 
 def borg(data):
-    repo = fresh(WORK + "/borg-repo"); out = fresh(WORK + "/out"); fresh(WORK + "/borg-home")
+    repo = fresh(WORK + "/borg-repo"); out = fresh(WORK + "/out"); shutil.rmtree(WORK + "/borg-home", ignore_errors=True)
     run(["borg", "init", "-e", "none", repo])
     yield run(["borg", "create", repo + "::a", "."], cwd=data)
     yield run(["borg", "create", repo + "::b", "."], cwd=data)
@@ -107,6 +113,7 @@ for name in ("incompressible", "compressible", "small files"):
     for tool in args.tools.split(","):
         best = None
         for _ in range(args.runs):
+            clean()
             got = list(TOOLS[tool](data))
             best = got if best is None else [min(a, b) for a, b in zip(best, got)]
         results[name, tool] = best
@@ -114,4 +121,3 @@ for name in ("incompressible", "compressible", "small files"):
     for tool in ("restic", "borg", "cp"):
         if (name, tool) in results and (name, "keepwell") in results:
             print("%-15s ratio to %-7s" % (name, tool), "  ".join("%s %5.2f" % (s, results[name, tool][i][0] / results[name, "keepwell"][i][0]) for i, s in enumerate(STEPS)), flush=True)
-    for d in ("out", "cp-out", "keepwell-repo", "restic-repo", "borg-repo"): fresh(WORK + "/" + d)
