@@ -64,6 +64,7 @@ pub mod archive;
 pub mod formatter;
 pub mod options;
 pub mod retention;
+pub mod single;
 
 pub use bindings::archive::keepwell::types::log::Level;
 pub use bindings::archive::keepwell::types::types::{

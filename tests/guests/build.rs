@@ -4,5 +4,7 @@ use std::path::Path;
 
 fn main() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    keepwell_guest_build::main(&workspace, &[("guest-hostile", "tests/guests/hostile")]);
+    let guests =
+        [("guest-hostile", "tests/guests/hostile"), ("keep-weekly", "examples/keep-weekly")];
+    keepwell_guest_build::main(&workspace, &guests);
 }

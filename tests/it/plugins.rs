@@ -86,3 +86,23 @@ fn a_policy_from_outside_is_used_by_name() {
         "a protected snapshot stays, whatever a policy says"
     );
 }
+
+#[test]
+fn the_example_policy_keeps_a_snapshot_a_week() {
+    let world = World::new();
+    let (name, bytes) = keepwell_test_guests::COMPONENTS[1];
+    world.write(&format!("plugins/{name}.wasm"), bytes);
+    world.write("tree/file", b"x");
+    for day in [1, 2, 10, 19, 20] {
+        world.ok(&format!("backup root.pxar:tree --backup-id me --backup-time {}", day * 86_400));
+    }
+    let run = |line: &str| {
+        let mut command = world.command();
+        command.env("KEEPWELL_PLUGIN_PATH", world.path("plugins")).args(line.split(' '));
+        crate::support::Run::from(command.output().unwrap())
+    };
+    run("prune host/me --policy keep-weekly --weeks 0").says("minimum value of 1 (got 0)");
+    let pruned = run("prune host/me --policy keep-weekly --weeks 2");
+    assert_eq!(pruned.code, Some(0), "{}", pruned.stderr);
+    assert_eq!(world.snapshots(), [10, 20].map(|day| format!("host/me/{}", day * 86_400)));
+}
