@@ -43,10 +43,12 @@ pub(crate) fn report(outcome: anyhow::Result<()>) -> ExitCode {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
     }
-    let mut text = format!("Error: {}\n", one_line(&error));
+    // One line: what is wrong, and what to do about it.
+    let mut text = format!("Error: {}", one_line(&error));
     if let Some(hint) = hint(&error) {
-        text += &format!("{hint}\n");
+        text += &format!(" - {hint}");
     }
+    text.push('\n');
     if let Some(usage) = error.downcast_ref::<UsageError>() {
         text += &format!("\n{}\n", usage.usage);
     }
