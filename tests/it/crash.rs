@@ -37,8 +37,9 @@ fn a_killed_backup_loses_nothing() {
         let _ = child.kill();
         killed += u32::from(!child.wait().unwrap().success());
         let listed = world.snapshots();
-        // The first and the newest each time, and all at the end.
-        for snapshot in listed.iter().take(1).chain(listed.iter().rev().take(2)) {
+        // All of them after each kill; in long runs the ends, and all at last.
+        let newest = if turns > 20 { 2 } else { listed.len() };
+        for snapshot in listed.iter().take(1).chain(listed.iter().rev().take(newest)) {
             assert_restores(&world, snapshot);
         }
         assert_eq!(listed[0], "host/me/1000");
