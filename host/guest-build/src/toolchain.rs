@@ -9,6 +9,18 @@ use std::{env, fs};
 /// The guests import nothing but our contract: no WASI.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
+/// The guests are part of the workspace, which says which rustc it needs.
+const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
+
+/// Whether a version such as `1.96.0` or `1.96.0+dfsg1-1` is [`OLDEST`] or newer.
+fn is_new_enough(version: &str) -> bool {
+    let numbers = |text: &str| {
+        let mut parts = text.split('.').map(|part| part.parse::<u32>().ok());
+        Some((parts.next()??, parts.next()??))
+    };
+    numbers(version) >= numbers(OLDEST)
+}
+
 /// A rustc that can make wasm, and how.
 #[derive(Debug)]
 pub struct Toolchain {
@@ -24,6 +36,10 @@ impl Toolchain {
     /// Fails with what is missing.
     pub fn of(rustc: &Path, host_rustc: &Path) -> Result<Toolchain> {
         let sysroot = sysroot(rustc).context("cannot be run")?;
+        let version = stdout_of(Command::new(rustc).arg("--version")).unwrap_or_default();
+        if !is_new_enough(version.split(' ').nth(1).unwrap_or_default()) {
+            bail!("is {version}, and the plugins need {OLDEST}");
+        }
         let has_std =
             fs::read_dir(sysroot.join("lib/rustlib").join(TARGET).join("lib")).is_ok_and(|files| {
                 files.flatten().any(|f| f.file_name().to_string_lossy().starts_with("libcore-"))
@@ -173,7 +189,8 @@ pub(crate) fn unpack_debian(dest: &Path) -> Result<PathBuf> {
         None => {
             let update = Command::new("apt-get").args(own).arg("update").output();
             update.context("apt-get is not here")?;
-            (own, simulate_install(own).context("apt-get does not know rustc-web 1.96")?)
+            let packages = simulate_install(own);
+            (own, packages.with_context(|| format!("apt-get knows none from {OLDEST} on"))?)
         }
     };
     let download = Command::new("apt-get")
@@ -199,15 +216,19 @@ pub(crate) fn unpack_debian(dest: &Path) -> Result<PathBuf> {
     Ok(dest.join("bin/rustc"))
 }
 
-/// Names of the packages that rustc-web and its sources need and that are not installed.
+/// Names of the packages that rustc-web and its sources need and that are not installed; none where
+/// the lists, which may be old, know no version that is new enough.
 fn simulate_install(options: &[&str]) -> Option<Vec<String>> {
     let mut command = Command::new("apt-get");
     command.args(options).args(["install", "-s", "--no-install-recommends"]);
     let text = stdout_of(command.args(["rustc-web", "rust-web-src"]))?;
-    let names = text.lines().filter_map(|line| line.strip_prefix("Inst "));
-    let names: Vec<String> =
-        names.filter_map(|rest| rest.split(' ').next()).map(str::to_owned).collect();
-    (!names.is_empty()).then_some(names)
+    // `Inst rustc-web (1.96.0+dfsg1-1~deb12u2 Debian-Security:12/oldstable-security [amd64])`
+    let packages = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_once(" ("));
+    let packages: Vec<(&str, &str)> = packages.collect();
+    // An installed version stands behind the name: `rustc-web [1.85.0] (1.96.0 …`.
+    let name = |(name, _): &(&str, &str)| name.split(' ').next().unwrap_or_default().to_owned();
+    let new_enough = packages.iter().any(|p| name(p) == "rustc-web" && is_new_enough(p.1));
+    new_enough.then(|| packages.iter().map(name).collect())
 }
 
 fn unpack_package(package: &Path, root: &Path) -> Result<()> {
@@ -269,4 +290,19 @@ fn find_dir_with(dir: &Path, prefix: &str) -> Option<PathBuf> {
     }
     let dirs = entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
     dirs.map(|e| e.path()).find_map(|sub| find_dir_with(&sub, prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compilers_older_than_the_workspace_asks_for_are_refused() {
+        for good in [OLDEST, "1.95.0", "1.96.0+dfsg1-1~deb12u2", "2.0.0", "1.100.0-nightly"] {
+            assert!(is_new_enough(good), "{good}");
+        }
+        for bad in ["1.85.0+dfsg3-1~deb12u3", "1.94.9", "1", "", "x.y"] {
+            assert!(!is_new_enough(bad), "{bad}");
+        }
+    }
 }
