@@ -1,6 +1,6 @@
 //! Options of `backup`, what it says and what it leaves out.
 
-use crate::support::{World, contains_file, is_root, needs_root, noise};
+use crate::support::{World, contains_file, is_root, needs_root, noise, skipped};
 use std::fs;
 use std::process::{Command, Stdio};
 
@@ -211,7 +211,7 @@ fn mount_points_are_not_entered_unless_asked() {
         status.is_ok_and(|status| status.success())
     };
     if !mount("tmpfs", "tree/other") || !mount("proc", "tree/proc") {
-        eprintln!("skipped: mounting is not possible here");
+        skipped("mounting is not possible here");
         return;
     }
     world.write("tree/other/mounted", b"x");
@@ -281,7 +281,7 @@ fn unreadable_files_are_skipped_and_reported() {
         strict.says("1 entries could not be backed up");
         assert_eq!(world.snapshots().len(), 2);
     } else {
-        eprintln!("skipped: making a file of somebody else needs root");
+        skipped("making a file of somebody else needs root");
     }
 }
 

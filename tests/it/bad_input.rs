@@ -1,6 +1,6 @@
 //! Wrong input gets one line that names the value, exit code 255, and nothing half-written.
 
-use crate::support::{World, needs_root, noise};
+use crate::support::{World, needs_root, noise, skipped};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -192,7 +192,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "none"]).arg(&disk).status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: mounting is not possible here");
+        skipped("mounting is not possible here");
         return;
     }
     fs::create_dir(disk.join(".chunks")).unwrap();

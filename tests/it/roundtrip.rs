@@ -1,6 +1,6 @@
 //! What is backed up comes back the same.
 
-use crate::support::{World, is_root, noise};
+use crate::support::{World, is_root, noise, skipped};
 use keepwell_test_support::tree::{describe, differences};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -146,17 +146,17 @@ fn an_image_comes_from_a_pipe_and_from_a_block_device() {
     world.ok("restore host/pipe d.img out");
     assert!(fs::read(world.path("out")).unwrap() == data);
     if !is_root() {
-        eprintln!("skipped: a loop device needs root");
+        skipped("a loop device needs root");
         return;
     }
     let disk = world.write("disk", noise(6, 6 << 20));
     let attached = std::process::Command::new("losetup").args(["-f", "--show"]).arg(&disk).output();
     let Ok(attached) = attached.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
     else {
-        return;
+        return skipped("there is no losetup");
     };
     if attached.is_empty() {
-        eprintln!("skipped: there is no loop device");
+        skipped("there is no loop device");
         return;
     }
     let run = world.run(["backup", &format!("disk.img:{attached}"), "--backup-id", "block"]);
@@ -171,7 +171,7 @@ fn a_copy_of_usr_comes_back_the_same() {
     let world = World::new();
     let source = Path::new("/usr/share/doc");
     if !source.is_dir() || !is_root() {
-        eprintln!("skipped: a copy of system files needs root and /usr/share/doc");
+        skipped("a copy of system files needs root and /usr/share/doc");
         return;
     }
     world.ok("backup root.pxar:/usr/share/doc --backup-id usr");

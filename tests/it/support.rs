@@ -127,12 +127,22 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// A test that can't run here says so. In CI nothing may be skipped.
+pub fn skipped(why: &str) {
+    assert!(std::env::var_os("KEEPWELL_TEST_ALL").is_none(), "skipped: {why}");
+    eprintln!("skipped: {why}");
+}
+
+fn has_program(name: &str) -> bool {
+    Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
 /// Where the golden data lies; says so where it is not there.
 pub fn shared() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden");
     let dir = dir.canonicalize().ok();
     if dir.is_none() {
-        eprintln!("skipped: ../shared/golden is not beside the project");
+        skipped("../shared/golden is not beside the project");
     }
     dir
 }
@@ -142,7 +152,11 @@ pub fn golden_tree() -> Option<(PathBuf, PathBuf)> {
     static TREE: std::sync::Mutex<Option<PathBuf>> = std::sync::Mutex::new(None);
     let shared = shared()?;
     if !is_root() {
-        eprintln!("skipped: the golden tree needs root");
+        skipped("the golden tree needs root");
+        return None;
+    }
+    if let Some(missing) = ["python3", "setfacl", "chattr"].iter().find(|tool| !has_program(tool)) {
+        skipped(&format!("the golden tree needs {missing}"));
         return None;
     }
     let mut tree = TREE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -159,7 +173,7 @@ pub fn golden_tree() -> Option<(PathBuf, PathBuf)> {
 /// Runs a test's body only as root.
 pub fn needs_root(what: &str) -> bool {
     if !is_root() {
-        eprintln!("skipped: {what} needs root");
+        skipped(&format!("{what} needs root"));
     }
     is_root()
 }
