@@ -23,6 +23,20 @@ pub trait Policy {
     ) -> Result<Vec<Decision>, Failure>;
 }
 
+/// A finished, unprotected snapshot taken then (Unix seconds): what tests of policies start from.
+pub fn snapshot_at(taken: i64) -> Snapshot {
+    Snapshot {
+        taken,
+        utc_offset_seconds: 0,
+        finished: true,
+        protected: false,
+        size: None,
+        verified: None,
+        notes: String::new(),
+        archives: Vec::new(),
+    }
+}
+
 #[doc(hidden)]
 pub struct Adapter<P>(std::marker::PhantomData<P>);
 

@@ -50,20 +50,11 @@ keepwell_sdk::export_retention_policy!(KeepWeekly);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keepwell_sdk::retention::snapshot_at;
 
     #[test]
     fn one_of_each_week_is_kept() {
-        let snapshot = |taken| Snapshot {
-            taken,
-            utc_offset_seconds: 0,
-            finished: true,
-            protected: false,
-            size: None,
-            verified: None,
-            notes: String::new(),
-            archives: Vec::new(),
-        };
-        let times = [20, 19, 10, 2, 1].map(|day| snapshot(day * 86_400));
+        let times = [20, 19, 10, 2, 1].map(|day| snapshot_at(day * 86_400));
         let options = vec![OptionValue { name: "weeks".into(), value: b"2".to_vec() }];
         let decisions = KeepWeekly::decide(0, times.into(), options).unwrap();
         let kept: Vec<bool> = decisions.iter().map(|d| d.verdict == Verdict::Keep).collect();

@@ -53,25 +53,50 @@ pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
     Ok(described)
 }
 
-/// A source: one instance for each archive.
-pub(crate) struct WasmSource {
+/// A linked plugin, with what its instances report to and are stopped by.
+struct Linked<Indices> {
     plugin: Plugin,
     pre: InstancePre<State>,
-    indices: source::GuestIndices,
+    indices: Indices,
     report: Report,
     cancel: Cancel,
 }
 
-impl WasmSource {
-    pub(crate) fn new(plugin: &Plugin, report: Report, cancel: Cancel) -> Result<Self, LoadError> {
+impl<Indices> Linked<Indices> {
+    fn new(
+        plugin: &Plugin,
+        find: fn(&InstancePre<State>) -> wasmtime::Result<Indices>,
+        report: Report,
+        cancel: Cancel,
+    ) -> Result<Self, LoadError> {
         let pre = link(plugin)?;
-        let indices = source::GuestIndices::new(&pre).map_err(|error| plugin.unusable(&error))?;
+        let indices = find(&pre).map_err(|error| plugin.unusable(&error))?;
         Ok(Self { plugin: plugin.clone(), pre, indices, report, cancel })
+    }
+
+    /// A new instance, and its exports as `load` finds them.
+    fn start<Guest>(
+        &self,
+        load: fn(&Indices, &mut Store<State>, &Instance) -> wasmtime::Result<Guest>,
+    ) -> Result<(Store<State>, Guest), Failure> {
+        let patience = Patience::Until(self.cancel.clone());
+        let report = Some(self.report.clone());
+        let failure = |error: LoadError| Failure::Other(error.to_string());
+        let (mut store, instance) =
+            instantiate(&self.plugin, &self.pre, report, patience).map_err(failure)?;
+        let guest = load(&self.indices, &mut store, &instance)
+            .map_err(|error| failure(self.plugin.unusable(&error)))?;
+        Ok((store, guest))
     }
 }
 
-fn load_failure(error: LoadError) -> Failure {
-    Failure::Other(error.to_string())
+/// A source: one instance for each archive.
+pub(crate) struct WasmSource(Linked<source::GuestIndices>);
+
+impl WasmSource {
+    pub(crate) fn new(plugin: &Plugin, report: Report, cancel: Cancel) -> Result<Self, LoadError> {
+        Ok(Self(Linked::new(plugin, source::GuestIndices::new, report, cancel)?))
+    }
 }
 
 impl Source for WasmSource {
@@ -81,12 +106,8 @@ impl Source for WasmSource {
         request: SourceRequest,
         sink: Sink,
     ) -> Result<SourceSummary, Failure> {
-        let patience = Patience::Until(self.cancel.clone());
-        let report = Some(self.report.clone());
-        let (mut store, instance) =
-            instantiate(&self.plugin, &self.pre, report, patience).map_err(load_failure)?;
-        let guest = self.indices.load(&mut store, &instance);
-        let guest = guest.map_err(|error| load_failure(self.plugin.unusable(&error)))?;
+        let (mut store, guest) =
+            self.0.start(|indices, store, instance| indices.load(store, instance))?;
         let state = store.data_mut();
         state.sink = Some(sink);
         let granted = |error: wasmtime::Error| Failure::Other(error.to_string());
@@ -114,7 +135,7 @@ impl Source for WasmSource {
         let written = guest.call_write_archive(&mut store, origin, &request);
         let outcome = match written {
             Ok(outcome) => outcome.map_err(Failure::from),
-            Err(_) if self.cancel.is_cancelled() => Err(Failure::Cancelled),
+            Err(_) if self.0.cancel.is_cancelled() => Err(Failure::Cancelled),
             Err(error) => Err(trap(&mut store, &error)),
         };
         // The streams end here.
@@ -131,30 +152,18 @@ fn grant(
 }
 
 /// A reader: one instance for each open archive.
-pub(crate) struct WasmReader {
-    plugin: Plugin,
-    pre: InstancePre<State>,
-    indices: reader::GuestIndices,
-    report: Report,
-    cancel: Cancel,
-}
+pub(crate) struct WasmReader(Linked<reader::GuestIndices>);
 
 impl WasmReader {
     pub(crate) fn new(plugin: &Plugin, report: Report, cancel: Cancel) -> Result<Self, LoadError> {
-        let pre = link(plugin)?;
-        let indices = reader::GuestIndices::new(&pre).map_err(|error| plugin.unusable(&error))?;
-        Ok(Self { plugin: plugin.clone(), pre, indices, report, cancel })
+        Ok(Self(Linked::new(plugin, reader::GuestIndices::new, report, cancel)?))
     }
 }
 
 impl Reader for WasmReader {
     fn open(&mut self, streams: Vec<Arc<dyn RandomAccess>>) -> Result<Box<dyn Archive>, Failure> {
-        let patience = Patience::Until(self.cancel.clone());
-        let report = Some(self.report.clone());
-        let (mut store, instance) =
-            instantiate(&self.plugin, &self.pre, report, patience).map_err(load_failure)?;
-        let guest = self.indices.load(&mut store, &instance);
-        let guest = guest.map_err(|error| load_failure(self.plugin.unusable(&error)))?;
+        let (mut store, guest) =
+            self.0.start(|indices, store, instance| indices.load(store, instance))?;
         let streams = grant(store.data_mut(), streams);
         let streams = streams.map_err(|error| Failure::Other(error.to_string()))?;
         let opened = guest.archive().call_open(&mut store, &streams);

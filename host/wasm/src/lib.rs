@@ -197,9 +197,7 @@ impl Plugin {
 
     fn describe(&self) -> Result<PluginInfo, LoadError> {
         let component = self.component()?;
-        let engine = self.inner.runtime.engine();
         let has = |interface: &str| component.get_export(None, interface).is_some();
-        let _ = engine;
         let is_source = has("keepwell:archive/source@0.1.0");
         let is_reader = has("keepwell:archive/reader@0.1.0");
         let is_retention = has("keepwell:retention/policy@0.1.0");

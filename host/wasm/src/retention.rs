@@ -3,7 +3,7 @@
 use crate::bindings::retention::RetentionPolicy as Bindings;
 use crate::bindings::retention::exports::keepwell::retention::policy;
 use crate::convert::{info, option_values};
-use crate::state::{Patience, State, store, trap};
+use crate::state::{State, limited, trap};
 use crate::{LoadError, Plugin, PluginInfo};
 use keepwell_engine::plugin::{Decision, Failure, OptionValue, PolicySnapshot, RetentionPolicy};
 use wasmtime::Store;
@@ -16,12 +16,11 @@ pub(crate) struct WasmPolicy {
 
 impl WasmPolicy {
     pub(crate) fn new(plugin: &Plugin) -> Result<Self, LoadError> {
-        let component = plugin.component()?;
-        let mut linker = Linker::new(plugin.runtime().engine());
-        let mut store = store(plugin, None, Patience::Limited);
-        let bindings = Bindings::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
-            .and_then(|()| Bindings::instantiate(&mut store, component, &linker))
-            .map_err(|error| plugin.unusable(&error))?;
+        let link =
+            |linker: &mut Linker<State>| Bindings::add_to_linker::<_, HasSelf<_>>(linker, |s| s);
+        let (store, bindings) = limited(plugin, link, |store, code, linker| {
+            Bindings::instantiate(store, code, linker)
+        })?;
         Ok(Self { store, bindings })
     }
 }

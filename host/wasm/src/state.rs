@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, reason = "generated code re-exports the handles")]
 
 use crate::bindings::archive::keepwell::types::log;
-use crate::{Limits, Plugin, Runtime};
+use crate::{Limits, LoadError, Plugin, Runtime};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::input::{Directory, InputFile};
@@ -13,7 +13,7 @@ use keepwell_engine::report::{Notice, Report};
 use keepwell_engine::sink::Sink;
 use std::sync::Arc;
 use std::time::Instant;
-use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::component::{Component, Linker, Resource, ResourceTable};
 use wasmtime::{Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
 
 pub struct DirectoryHandle(pub(crate) Directory);
@@ -85,6 +85,21 @@ pub(crate) enum Patience {
     Until(Cancel),
     /// so long for one call
     Limited,
+}
+
+/// An instance for calls that end soon; `link` says what it may import.
+pub(crate) fn limited<Bindings>(
+    plugin: &Plugin,
+    link: impl FnOnce(&mut Linker<State>) -> wasmtime::Result<()>,
+    instantiate: fn(&mut Store<State>, &Component, &Linker<State>) -> wasmtime::Result<Bindings>,
+) -> Result<(Store<State>, Bindings), LoadError> {
+    let component = plugin.component()?;
+    let mut linker = Linker::new(plugin.runtime().engine());
+    let mut store = store(plugin, None, Patience::Limited);
+    let bindings = link(&mut linker)
+        .and_then(|()| instantiate(&mut store, component, &linker))
+        .map_err(|error| plugin.unusable(&error))?;
+    Ok((store, bindings))
 }
 
 /// A store with the plugin's limits.

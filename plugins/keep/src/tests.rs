@@ -1,21 +1,9 @@
 //! Laws against a model that follows the text of the specification word for word.
 
 use super::*;
+use keepwell_sdk::retention::snapshot_at as snapshot;
 use proptest::prelude::*;
 use std::collections::HashSet;
-
-fn snapshot(taken: i64) -> Snapshot {
-    Snapshot {
-        taken,
-        utc_offset_seconds: 0,
-        finished: true,
-        protected: false,
-        size: None,
-        verified: None,
-        notes: String::new(),
-        archives: Vec::new(),
-    }
-}
 
 fn given(name: &str, count: u64) -> OptionValue {
     OptionValue { name: name.into(), value: count.to_string().into_bytes() }

@@ -212,6 +212,16 @@ struct Plan<'a> {
     started: Instant,
 }
 
+impl Plan<'_> {
+    /// What goes where, for a line that says so.
+    fn describe(&self, spec: &Spec<'_>) -> String {
+        let (noun, path, target) = (&spec.archive_type.noun, spec.path.display(), spec.target());
+        let stored =
+            keepwell_model::ArchiveName::from_user(&target).map_or(target, |name| name.to_string());
+        format!("{noun} '{path}' to '{}' as {stored}", self.repository)
+    }
+}
+
 fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
     let given = matches.get_many::<std::ffi::OsString>("backupspec").into_iter().flatten();
     let specs = given.map(|given| parse_spec(plugins, given)).collect::<Result<Vec<_>>>()?;
@@ -287,26 +297,12 @@ fn announce(plan: &Plan<'_>, shower: &Shower) {
     shower.line(&format!("Starting backup protocol: {}", local_time(now(), CTIME)));
 }
 
-fn stored_name(spec: &Spec<'_>) -> String {
-    let user = spec.target();
-    match keepwell_model::ArchiveName::from_user(&user) {
-        Ok(name) => name.to_string(),
-        Err(_) => user,
-    }
-}
-
 fn dry_run(plan: &Plan<'_>, shower: &Shower) -> Result<()> {
     if let Some(store) = plan.repository.check_for_dry_run()? {
         store.groups(&plan.namespace)?;
     }
     for spec in &plan.specs {
-        shower.line(&format!(
-            "Would upload {} '{}' to '{}' as {}",
-            spec.archive_type.noun,
-            spec.path.display(),
-            plan.repository,
-            stored_name(spec)
-        ));
+        shower.line(&format!("Would upload {}", plan.describe(spec)));
     }
     shower.line("dry-run: no upload happened");
     Ok(())
@@ -340,13 +336,7 @@ fn back_up(
     }
     let mut archives = Vec::new();
     for spec in &plan.specs {
-        shower.line(&format!(
-            "Upload {} '{}' to '{}' as {}",
-            spec.archive_type.noun,
-            spec.path.display(),
-            plan.repository,
-            stored_name(spec)
-        ));
+        shower.line(&format!("Upload {}", plan.describe(spec)));
         let began = Instant::now();
         report.begin_archive(spec.target());
         let request = SourceRequest {

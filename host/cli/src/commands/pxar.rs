@@ -1,9 +1,7 @@
 //! `pxar create|extract|list`: archives in files and pipes.
 
 use super::cancel_on_signal;
-use super::restore::{
-    interrupted, make_restore, output_of, output_options, pattern_option, selection,
-};
+use super::restore::{self, output_of, output_options, pattern_option, selection};
 use crate::args::{flag, is_set, number, option, option_values, plugin_options};
 use crate::notices::print_in_background;
 use crate::plugins::{Loaded, Plugins};
@@ -224,23 +222,13 @@ fn extract(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     let keep_going = !is_set(matches, "strict");
     let request = RestoreRequest { options, patterns, keep_going, sequential };
-    let counters = Arc::new(Counters::default());
-    let cancel = cancel_on_signal();
-    let (report, notices) = Report::new();
-    let progress = Progress::start(matches, counters.clone());
-    let shower = progress.shower.clone();
-    let printer = print_in_background(notices, shower.clone());
-    let opened = loaded.plugin.reader(report, cancel.clone())?.open(vec![bytes.clone()]);
-    let outcome = opened.map_err(EngineError::from).and_then(|mut archive| {
-        let content = Arc::new(PlainContent(vec![bytes]));
-        let restore = make_restore(request, content, &cancel, &counters, &shower);
-        restore.run(&mut *archive, path(matches, "target").map_or(Path::new("."), |p| p))
-    });
-    let _ = printer.join();
-    progress.finish();
-    match outcome {
-        Err(EngineError::Incomplete(_)) => bail!("there were errors"),
-        other => other.map(|_| ()).map_err(|error| interrupted(error, &cancel)),
+    let content = Arc::new(PlainContent(vec![bytes.clone()]));
+    let target = path(matches, "target")?;
+    match restore::extract(matches, loaded, vec![bytes], content, request, target) {
+        Err(error) if matches!(error.downcast_ref(), Some(EngineError::Incomplete(_))) => {
+            bail!("there were errors")
+        }
+        other => other.map(|_| ()),
     }
 }
 

@@ -7,8 +7,8 @@ use crate::args::{
 use crate::encryption::refuse_keys;
 use crate::notices::print_in_background;
 use crate::output::write_out;
-use crate::plugins::Plugins;
-use crate::progress::{Progress, Shower, progress_option};
+use crate::plugins::{Loaded, Plugins};
+use crate::progress::{Progress, progress_option};
 use crate::repository::Repository;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -18,7 +18,7 @@ use keepwell_engine::output::OutputOptions;
 use keepwell_engine::pattern::PatternList;
 use keepwell_engine::report::Report;
 use keepwell_engine::restore::{
-    ContentSource, PlainContent, Restore, RestoreRequest, StoredContent,
+    ContentSource, PlainContent, Restore, RestoreRequest, RestoreSummary, StoredContent,
 };
 use keepwell_engine::snapshot::{find, open_manifest, read_blob, read_index};
 use keepwell_engine::{Cancel, Counters, EngineError};
@@ -179,24 +179,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     match plugins.reader_for(name.archive_extension()) {
         Some(loaded) => {
-            let counters = Arc::new(Counters::default());
-            let total = streams.iter().filter_map(|stream| stream.size()).sum();
-            counters.total.store(total, std::sync::atomic::Ordering::Relaxed);
-            let cancel = cancel_on_signal();
-            let (report, notices) = Report::new();
-            let progress = Progress::start(matches, counters.clone());
-            let shower = progress.shower.clone();
-            let printer = print_in_background(notices, shower.clone());
             let began = Instant::now();
-            let opened = loaded.plugin.reader(report, cancel.clone())?.open(streams);
-            let outcome = opened.map_err(EngineError::from).and_then(|mut archive| {
-                let content = content.source();
-                let restore = make_restore(request, content, &cancel, &counters, &shower);
-                restore.run(&mut *archive, target)
-            });
-            let _ = printer.join();
-            progress.finish();
-            let summary = outcome.map_err(|error| interrupted(error, &cancel))?;
+            let summary = extract(matches, loaded, streams, content.source(), request, target)?;
             if name.kind() == ArchiveKind::Fixed {
                 tell_image(summary.bytes, began.elapsed().as_secs_f64());
             }
@@ -212,7 +196,40 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
 }
 
-pub(crate) fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
+/// Runs a restore, with progress and messages on the terminal.
+pub(crate) fn extract(
+    matches: &ArgMatches,
+    loaded: &Loaded,
+    streams: Streams,
+    content: Arc<dyn ContentSource>,
+    request: RestoreRequest,
+    target: &Path,
+) -> Result<RestoreSummary> {
+    let counters = Arc::new(Counters::default());
+    let total = streams.iter().filter_map(|stream| stream.size()).sum();
+    counters.total.store(total, std::sync::atomic::Ordering::Relaxed);
+    let cancel = cancel_on_signal();
+    let (report, notices) = Report::new();
+    let progress = Progress::start(matches, counters.clone());
+    let shower = progress.shower.clone();
+    let printer = print_in_background(notices, shower.clone());
+    let opened = loaded.plugin.reader(report, cancel.clone())?.open(streams);
+    let outcome = opened.map_err(EngineError::from).and_then(|mut archive| {
+        let restore = Restore {
+            request,
+            content,
+            cancel: cancel.clone(),
+            counters: counters.clone(),
+            on_trouble: Box::new(move |text| shower.line(&format!("error: {text}"))),
+        };
+        restore.run(&mut *archive, target)
+    });
+    let _ = printer.join();
+    progress.finish();
+    outcome.map_err(|error| interrupted(error, &cancel))
+}
+
+fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
     if cancel.is_cancelled() {
         return anyhow!("interrupted: the restore is not complete");
     }
@@ -222,23 +239,6 @@ pub(crate) fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error 
             anyhow::Error::from(error).context(text)
         }
         other => other.into(),
-    }
-}
-
-pub(crate) fn make_restore(
-    request: RestoreRequest,
-    content: Arc<dyn ContentSource>,
-    cancel: &Cancel,
-    counters: &Arc<Counters>,
-    shower: &Shower,
-) -> Restore {
-    let shower = shower.clone();
-    Restore {
-        request,
-        content,
-        cancel: cancel.clone(),
-        counters: counters.clone(),
-        on_trouble: Box::new(move |text| shower.line(&format!("error: {text}"))),
     }
 }
 
@@ -257,7 +257,7 @@ impl StoredArchive {
     }
 }
 
-type Streams = Vec<Arc<dyn RandomAccess>>;
+pub(crate) type Streams = Vec<Arc<dyn RandomAccess>>;
 
 fn open_content(
     reader: &Arc<dyn SnapshotReader>,
