@@ -114,7 +114,13 @@ impl Walk for PxarWalk {
         let mut events = Vec::new();
         let mut bytes = 0;
         while events.len() < max as usize && bytes < BATCH_BYTES_MAX && place.depth > 0 {
-            match self.decoder.next(place.next)? {
+            let next = match self.decoder.next(place.next) {
+                Ok(next) => next,
+                // What was read counts; the next call meets the failure again.
+                Err(_) if !events.is_empty() => break,
+                Err(failure) => return Err(failure),
+            };
+            match next {
                 Next::End { next } => {
                     place.next = next;
                     place.depth -= 1;
