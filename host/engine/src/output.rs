@@ -366,6 +366,17 @@ fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
     }
 }
 
+/// Others mean something to the kernel, and no archive of ours has them: pxar.md §12.
+fn is_restorable(name: &[u8]) -> bool {
+    let known: [&[u8]; 4] = [
+        b"security.capability",
+        b"security.NTACL",
+        b"system.posix_acl_access",
+        b"system.posix_acl_default",
+    ];
+    name.starts_with(b"user.") || name.starts_with(b"trusted.") || known.contains(&name)
+}
+
 fn set_extended(
     fd: BorrowedFd<'_>,
     metadata: &Metadata,
@@ -379,6 +390,10 @@ fn set_extended(
             _ => options.ignore_xattrs,
         };
         if ignored {
+            continue;
+        }
+        if !is_restorable(name) {
+            first = first.and(Err(Errno::NOTSUP));
             continue;
         }
         match rustix::fs::fsetxattr(fd, &name[..], value, XattrFlags::empty()) {

@@ -4,7 +4,7 @@ use crate::error::{EngineError, Result};
 use crate::list::{SnapshotItem, snapshots};
 use crate::plugin::{Failure, OptionValue, PolicySnapshot, RetentionPolicy};
 use keepwell_model::{BackupType, GroupId, Namespace, SnapshotId};
-use keepwell_store::SnapshotStore;
+use keepwell_store::{SnapshotStore, StoreError};
 use serde::Serialize;
 
 /// What happens to a snapshot.
@@ -39,6 +39,10 @@ pub fn plan(
     time: &Time<'_>,
 ) -> Result<Vec<PruneItem>> {
     let mut list = snapshots(store, namespace, Some(group))?;
+    if list.is_empty() {
+        // A mistyped name must not look like a group with nothing to prune.
+        return Err(StoreError::GroupMissing { group: group.clone() }.into());
+    }
     list.reverse();
     let decisions = if options.is_empty() || list.is_empty() {
         Vec::new()

@@ -69,18 +69,23 @@ impl DirChunks {
         let root = layout.root();
         let keeper = Keeper::of(root)?;
         let fresh = root.join(format!(".chunks.tmp_{}", temporary_suffix()));
-        let mut builder = fs::DirBuilder::new();
-        builder.mode(0o750);
-        builder.create(&fresh).map_err(io("create", &fresh))?;
-        keeper.own_path(&fresh)?;
-        for prefix in 0..CHUNK_DIRS {
-            let dir = fresh.join(format!("{prefix:04x}"));
-            builder.create(&dir).map_err(io("create", &dir))?;
-            keeper.own_path(&dir)?;
-        }
         let chunks = layout.chunks();
-        fs::rename(&fresh, &chunks).map_err(io("create", &chunks))?;
-        sync_dir(root)?;
+        let make = || {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o750);
+            builder.create(&fresh).map_err(io("create", &fresh))?;
+            keeper.own_path(&fresh)?;
+            for prefix in 0..CHUNK_DIRS {
+                let dir = fresh.join(format!("{prefix:04x}"));
+                builder.create(&dir).map_err(io("create", &dir))?;
+                keeper.own_path(&dir)?;
+            }
+            fs::rename(&fresh, &chunks).map_err(io("create", &chunks))?;
+            sync_dir(root)
+        };
+        make().inspect_err(|_| {
+            let _ = fs::remove_dir_all(&fresh);
+        })?;
         Ok(Self { layout, keeper })
     }
 
@@ -199,7 +204,7 @@ impl ChunkStore for DirChunks {
 
     fn read(&self, digest: &ChunkDigest) -> Result<Vec<u8>> {
         let path = self.layout.chunk(digest);
-        let mut file = match File::open(&path) {
+        let mut file = match open_regular(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::ChunkMissing { digest: *digest });
@@ -211,6 +216,16 @@ impl ChunkStore for DirChunks {
         let mut bytes = Vec::with_capacity(size.min(limit) as usize);
         (&mut file).take(limit).read_to_end(&mut bytes).map_err(io("read", &path))?;
         Ok(bytes)
+    }
+}
+
+/// Opens a file to read. What is none, such as a fifo, is refused and not waited for.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file")),
     }
 }
 

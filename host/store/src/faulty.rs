@@ -115,6 +115,10 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
         self.fuse.burn()?;
         self.inner.update_manifest(namespace, snapshot, change)
     }
+    fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()> {
+        self.fuse.burn()?;
+        self.inner.add_log(namespace, snapshot, log)
+    }
 }
 
 impl ChunkStore for FaultySession {

@@ -175,6 +175,8 @@ pub trait SnapshotStore: Send + Sync {
         snapshot: &SnapshotId,
         change: &mut dyn FnMut(Blob) -> Result<Blob>,
     ) -> Result<()>;
+    /// Adds the client's log to a finished snapshot that has none.
+    fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()>;
 }
 
 /// One running backup.

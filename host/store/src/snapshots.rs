@@ -1,7 +1,7 @@
 //! Snapshots, groups and namespaces of a directory store.
 
 use crate::crashed::{Marker, recover};
-use crate::dir::{DirChunks, Keeper, io, sync_dir, temporary_suffix, write_durably};
+use crate::dir::{DirChunks, Keeper, io, open_regular, sync_dir, temporary_suffix, write_durably};
 use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
 use crate::lock::{DirLock, WriterLock};
 use crate::session::DirSession;
@@ -14,6 +14,7 @@ use keepwell_model::{
 };
 use std::fs::{self, OpenOptions};
 use std::io as std_io;
+use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -75,7 +76,9 @@ impl DirStore {
             .open(&lock)
             .map_err(io("create", &lock))?;
         keeper.own_path(&lock)?;
-        let chunks = DirChunks::create(layout.clone())?;
+        let chunks = DirChunks::create(layout.clone()).inspect_err(|_| {
+            let _ = fs::remove_file(&lock);
+        })?;
         Ok(Self { layout, keeper, chunks })
     }
 
@@ -252,12 +255,15 @@ fn names_in<T: FromStr>(dir: &Path) -> Result<Vec<T>> {
 }
 
 fn read_limited(path: &Path) -> std_io::Result<Vec<u8>> {
-    let size = fs::metadata(path)?.len();
+    let mut file = open_regular(path)?;
+    let size = file.metadata()?.len();
     if size > FILE_BYTES_MAX {
         let problem = format!("{size} bytes are too many for a file of a snapshot");
         return Err(std_io::Error::new(std_io::ErrorKind::InvalidData, problem));
     }
-    fs::read(path)
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl SnapshotStore for DirStore {
@@ -466,12 +472,8 @@ impl SnapshotStore for DirStore {
         snapshot: &SnapshotId,
         change: &mut dyn FnMut(Blob) -> Result<Blob>,
     ) -> Result<()> {
-        // Shared: the snapshot stays. Two changes at once take turns through the owner file.
         let reader = self.open_snapshot(namespace, snapshot)?;
-        let owner = self.layout.group(namespace, &snapshot.group).join(OWNER);
-        let turn = fs::File::open(&owner).map_err(io("open", &owner))?;
-        let locked = rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive);
-        locked.map_err(|error| io("lock", &owner)(error.into()))?;
+        let _turn = self.take_turn(namespace, snapshot)?;
         let name = ArchiveName::manifest();
         let old = Blob::parse(reader.read_file(&name)?).map_err(|problem| StoreError::Corrupt {
             snapshot: snapshot.clone(),
@@ -480,6 +482,28 @@ impl SnapshotStore for DirStore {
         })?;
         let path = self.layout.file(namespace, snapshot, &name);
         write_durably(&path, change(old)?.as_bytes(), self.keeper)
+    }
+
+    fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()> {
+        let _reader = self.open_snapshot(namespace, snapshot)?;
+        let _turn = self.take_turn(namespace, snapshot)?;
+        let path = self.layout.file(namespace, snapshot, &ArchiveName::client_log());
+        if path.try_exists().map_err(io("examine", &path))? {
+            return Err(StoreError::Refused("backup already contains a log.".into()));
+        }
+        write_durably(&path, log.as_bytes(), self.keeper)
+    }
+}
+
+impl DirStore {
+    /// Who holds it is the only one to change what lies in the group's snapshots. The snapshots
+    /// themselves are locked as shared: they stay, and can be read.
+    fn take_turn(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<fs::File> {
+        let owner = self.layout.group(namespace, &snapshot.group).join(OWNER);
+        let turn = open_regular(&owner).map_err(io("open", &owner))?;
+        let locked = rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive);
+        locked.map_err(|error| io("lock", &owner)(error.into()))?;
+        Ok(turn)
     }
 }
 

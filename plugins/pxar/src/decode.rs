@@ -393,6 +393,10 @@ impl Body {
                 let end = bytes.iter().position(|byte| *byte == 0).filter(|end| *end > 0);
                 let end = end.ok_or_else(|| corrupt(item.start, "attribute has no name"))?;
                 let (name, value) = (bytes[..end].to_vec(), bytes[end + 1..].to_vec());
+                // These have items of their own.
+                if name.starts_with(b"system.") || name == b"security.capability" {
+                    return Err(corrupt(item.start, "attribute has a name that is not allowed"));
+                }
                 self.push(ExtendedAttribute { name, value }, item)?;
             }
             format::FCAPS => {

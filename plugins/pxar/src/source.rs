@@ -41,10 +41,15 @@ struct Settings {
 }
 
 impl Settings {
-    fn new(options: &[OptionValue]) -> Self {
+    fn new(options: &[OptionValue]) -> Result<Self, Failure> {
+        if let Some(bad) = values(options, "exclude-if-present").find(|n| n.contains(&b'/')) {
+            let bad = String::from_utf8_lossy(bad);
+            let problem = format!("--exclude-if-present '{bad}': give a file name without '/'");
+            return Err(Failure::Invalid(problem));
+        }
         // Capabilities and ACLs are extended attributes, too: without those there are none.
         let xattrs = flag(options, "no-xattrs");
-        Self {
+        Ok(Self {
             omit: Omit {
                 xattrs,
                 fcaps: xattrs || flag(options, "no-fcaps"),
@@ -59,7 +64,7 @@ impl Settings {
                 caches: flag(options, "exclude-caches"),
                 names: values(options, "exclude-if-present").map(<[u8]>::to_vec).collect(),
             },
-        }
+        })
     }
 
     fn drops(&self, kind: EntryKind) -> bool {
@@ -162,7 +167,7 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
         out: Emitter { stream, position: 0, buffer: Vec::new() },
         frames: Vec::new(),
         excludes: Excludes::from_options(&request.options)?,
-        settings: Settings::new(&request.options),
+        settings: Settings::new(&request.options)?,
         borders: request.borders,
         root_device: examined.identity.device,
         entries_max: request.entries_max,
