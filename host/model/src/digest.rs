@@ -63,6 +63,56 @@ impl FileChecksum {
     }
 }
 
+/// Tells which key it was: spec formats.md §3.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyFingerprint([u8; 32]);
+
+impl KeyFingerprint {
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The first 8 bytes, as messages show it.
+    pub fn short(&self) -> String {
+        colons(&self.0[..8])
+    }
+}
+
+fn colons(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+impl fmt::Display for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&colons(&self.0))
+    }
+}
+
+impl fmt::Debug for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for KeyFingerprint {
+    type Err = FingerprintError;
+    /// 32 bytes in hex; colons may stand anywhere.
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 32];
+        match hex::decode_to_slice(given.replace(':', ""), &mut bytes) {
+            Ok(()) => Ok(Self(bytes)),
+            Err(_) => Err(FingerprintError { given: given.to_owned() }),
+        }
+    }
+}
+
+/// Text that should be a key's fingerprint.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{given}' is not a fingerprint of 32 hex pairs")]
+pub struct FingerprintError {
+    given: String,
+}
+
 /// Text that should be a digest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{given}' is not a digest of 64 lower-case hex digits")]
@@ -86,6 +136,18 @@ impl RunningChecksum {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fingerprints_are_hex_pairs_with_colons() {
+        let text = ["ab"; 32].join(":");
+        let fingerprint: KeyFingerprint = text.parse().unwrap();
+        assert_eq!(fingerprint.to_string(), text);
+        assert_eq!(fingerprint.short(), "ab:ab:ab:ab:ab:ab:ab:ab");
+        assert_eq!("AB".repeat(32).parse(), Ok(fingerprint));
+        for bad in ["", "ab:", "zz", &["ab"; 33].join(":")] {
+            assert!(bad.parse::<KeyFingerprint>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn digests_are_lower_case_hex_of_32_bytes() {

@@ -15,7 +15,7 @@ pub mod size;
 
 pub use blob::{Blob, BlobKind};
 pub use chunk::{SealedChunk, StoredChunk};
-pub use digest::{ChunkDigest, FileChecksum};
+pub use digest::{ChunkDigest, FileChecksum, KeyFingerprint};
 pub use index::{ChunkRange, Index};
 pub use manifest::Manifest;
 pub use names::{

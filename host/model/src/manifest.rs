@@ -1,6 +1,6 @@
 //! `index.json`: what a snapshot consists of. Spec: formats.md §9.
 
-use crate::digest::FileChecksum;
+use crate::digest::{FileChecksum, FingerprintError, KeyFingerprint};
 use crate::names::{ArchiveName, BackupTime, BackupType, GroupId, NameError, SnapshotId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -54,8 +54,23 @@ pub enum ManifestError {
     Name(#[from] NameError),
     #[error("manifest has a wrong checksum for {name}")]
     Checksum { name: String },
+    #[error("manifest names an impossible key")]
+    Fingerprint(#[from] FingerprintError),
+    #[error("manifest has a null where a signature can't cover it")]
+    Null,
     #[error("manifest lists {name} twice")]
     Duplicate { name: ArchiveName },
+}
+
+const FINGERPRINT: &str = "key-fingerprint";
+
+fn holds_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(holds_null),
+        Value::Object(map) => map.values().any(holds_null),
+        _ => false,
+    }
 }
 
 /// The form on disk; keys in the order of the alphabet.
@@ -138,8 +153,33 @@ impl Manifest {
     }
 
     /// Fingerprint of the key that the snapshot was made with.
-    pub fn key_fingerprint(&self) -> Option<&str> {
-        self.unprotected.get("key-fingerprint").and_then(Value::as_str)
+    pub fn key_fingerprint(&self) -> Result<Option<KeyFingerprint>, ManifestError> {
+        let given = self.unprotected.get(FINGERPRINT).and_then(Value::as_str);
+        Ok(given.map(str::parse).transpose()?)
+    }
+
+    pub fn set_key_fingerprint(&mut self, fingerprint: &KeyFingerprint) {
+        self.unprotected.insert(FINGERPRINT.into(), fingerprint.to_string().into());
+    }
+
+    /// Whether it says that a key protects it: such a manifest must be signed.
+    pub fn is_protected(&self) -> bool {
+        self.unprotected.contains_key(FINGERPRINT)
+            || self.files.iter().any(|file| file.crypt_mode != CryptMode::None)
+    }
+
+    /// What a signature covers: the JSON as it was read without `unprotected` and `signature`,
+    /// sorted by key and without white space.
+    pub fn signed_text(json: &[u8]) -> Result<Vec<u8>, ManifestError> {
+        let mut document: Map<String, Value> = serde_json::from_slice(json)?;
+        document.remove("unprotected");
+        document.remove("signature");
+        let document = Value::Object(document);
+        if holds_null(&document) {
+            return Err(ManifestError::Null);
+        }
+        // Keys are sorted: serde_json's map is a tree.
+        Ok(serde_json::to_vec(&document)?)
     }
 
     /// What the last verification found; none where there was none.
@@ -183,6 +223,19 @@ mod tests {
         let manifest = Manifest::parse(SMALL.as_bytes()).unwrap();
         assert_eq!(manifest.notes(), "one\ntwo");
         assert_eq!(String::from_utf8(manifest.to_json()).unwrap(), SMALL);
+    }
+
+    #[test]
+    fn the_signed_text_leaves_out_what_may_change() {
+        let text = Manifest::signed_text(SMALL.as_bytes()).unwrap();
+        let expected = r#"{"backup-id":"100","backup-time":1700000050,"backup-type":"vm","files":[{"crypt-mode":"none","csum":"4d899b2f849d3b894969c0a626a76f03618fe7f5b7e4ffb71f1ebc6dbcb75404","filename":"drive.img.fidx","size":38797312}]}"#;
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+        let shuffled =
+            SMALL.replace("\"unprotected\"", "\"x\": [{\"b\": 1, \"a\": 2}], \"unprotected\"");
+        let text = Manifest::signed_text(shuffled.as_bytes()).unwrap();
+        assert!(text.ends_with(br#","x":[{"a":2,"b":1}]}"#), "unknown fields are covered");
+        let null = SMALL.replace("\"unprotected\"", "\"x\": [{\"b\": null}], \"unprotected\"");
+        assert!(matches!(Manifest::signed_text(null.as_bytes()), Err(ManifestError::Null)));
     }
 
     #[test]

@@ -319,6 +319,16 @@ impl ArchiveName {
         Self("catalog.pcat1.didx".into())
     }
 
+    /// The log that a client uploads after a backup; the manifest does not list it.
+    pub fn client_log() -> Self {
+        Self("client.log.blob".into())
+    }
+
+    /// The backup's key, encrypted for a master key.
+    pub fn wrapped_key() -> Self {
+        Self("rsa-encrypted.key.blob".into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
