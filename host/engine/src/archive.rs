@@ -3,9 +3,11 @@
 
 use crate::error::{EngineError, Result};
 use crate::plugin::Failure;
+use crate::snapshot::read_index;
 use crossbeam_channel::bounded;
+use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::{ArchiveName, ChunkDigest, Index};
-use keepwell_seal::Opener;
+use keepwell_seal::{EncryptionKey, Opener};
 use keepwell_store::SnapshotReader;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -52,13 +54,22 @@ pub struct ChunkedArchive {
     reader: Arc<dyn SnapshotReader>,
     name: ArchiveName,
     index: Index,
+    key: Option<Arc<EncryptionKey>>,
     cache: Mutex<Cache>,
     loaded: Condvar,
 }
 
 impl ChunkedArchive {
-    pub fn new(reader: Arc<dyn SnapshotReader>, name: ArchiveName, index: Index) -> Self {
-        Self { reader, name, index, cache: Mutex::default(), loaded: Condvar::new() }
+    /// Opens the archive that a manifest lists. The key is used if the archive is encrypted.
+    pub fn open(
+        reader: Arc<dyn SnapshotReader>,
+        file: &ManifestFile,
+        key: Option<&Arc<EncryptionKey>>,
+    ) -> Result<Self> {
+        let index = read_index(&*reader, file)?;
+        let key = key.filter(|_| file.crypt_mode == CryptMode::Encrypt).cloned();
+        let (name, cache) = (file.name.clone(), Mutex::default());
+        Ok(Self { reader, name, index, key, cache, loaded: Condvar::new() })
     }
 
     pub fn index(&self) -> &Index {
@@ -114,7 +125,7 @@ impl ChunkedArchive {
                 Some(opener) => opener,
                 empty => empty.insert(Opener::new()?),
             };
-            opener.open_chunk(bytes, &range.digest, length)
+            opener.open_chunk(bytes, &range.digest, length, self.key.as_deref())
         });
         Ok(Arc::new(opened.map_err(|problem| damaged(range.digest, problem.to_string()))?))
     }

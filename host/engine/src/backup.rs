@@ -6,13 +6,16 @@ use crate::plugin::{Failure, Origin, Source, SourceRequest};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Report, Skipped};
 use crate::sink::{Chunking, Destination, Piece, Sink};
-use crate::snapshot::{read_index, read_manifest};
+use crate::snapshot::{UnverifiedManifest, read_index};
 use crossbeam_channel::Receiver;
+use keepwell_model::blob::HEADER_BYTES;
 use keepwell_model::catalog::{CatalogKind, CatalogWriter};
 use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveLabel, ArchiveName, Blob, Index, Manifest, Namespace, SnapshotId};
-use keepwell_seal::{Chunker, Sealer};
+use keepwell_model::{
+    ArchiveLabel, ArchiveName, Blob, BlobKind, Index, Manifest, Namespace, SnapshotId,
+};
+use keepwell_seal::{Chunker, EncryptionKey, Protection, SealError, Sealer};
 use keepwell_store::{BackupSession, FileSummary, IndexLayout, SnapshotReader, SnapshotStore};
 use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +32,7 @@ pub struct BackupTarget {
     pub namespace: Namespace,
     pub snapshot: SnapshotId,
     pub owner: String,
+    pub protection: Protection,
     /// average of content-defined chunks and size of fixed ones, where the user asks for it
     pub chunk_bytes: Option<u32>,
 }
@@ -51,7 +55,6 @@ pub struct ArchiveSummary {
 /// What became of the backup.
 #[derive(Clone, Debug)]
 pub struct BackupSummary {
-    pub catalog_bytes: Option<u64>,
     pub skipped: Vec<Skipped>,
     pub skipped_count: u64,
     /// of those, against the user's will
@@ -74,7 +77,7 @@ pub struct Backup {
     session: Arc<dyn BackupSession>,
     target: BackupTarget,
     previous: Option<Arc<Previous>>,
-    previous_problem: Option<EngineError>,
+    previous_problem: Option<(SnapshotId, EngineError)>,
     manifest: Manifest,
     report: Report,
     cancel: Cancel,
@@ -93,16 +96,23 @@ impl Backup {
             Chunker::new(bytes)?;
         }
         let session = store.begin(&target.namespace, &target.snapshot, &target.owner)?;
-        let workers = Workers::start(&session)?;
+        let workers = Workers::start(&session, target.protection.encryption())?;
+        let key = target.protection.key().map(|key| &**key);
         let mut previous_problem = None;
-        let previous = session.previous().and_then(|reader| match read_manifest(&*reader) {
-            Ok(manifest) => Some(Arc::new(Previous { reader, manifest })),
-            Err(problem) => {
-                previous_problem = Some(problem);
-                None
+        let previous = session.previous().and_then(|reader| {
+            let opened = UnverifiedManifest::read(&*reader);
+            match opened.and_then(|manifest| manifest.verify(key)) {
+                Ok(manifest) => Some(Arc::new(Previous { reader, manifest })),
+                Err(problem) => {
+                    previous_problem = Some((reader.snapshot().clone(), problem));
+                    None
+                }
             }
         });
-        let manifest = Manifest::new(target.snapshot.clone());
+        let mut manifest = Manifest::new(target.snapshot.clone());
+        if let Some(key) = key {
+            manifest.set_key_fingerprint(&key.fingerprint());
+        }
         let catalog = Arc::default();
         Ok(Self {
             session,
@@ -123,8 +133,8 @@ impl Backup {
         self.previous.as_ref().map(|previous| &previous.manifest.snapshot)
     }
 
-    /// Why the last snapshot can't be built on.
-    pub fn previous_problem(&self) -> Option<&EngineError> {
+    /// The last snapshot where it can't be built on, and why.
+    pub fn previous_problem(&self) -> Option<&(SnapshotId, EngineError)> {
         self.previous_problem.as_ref()
     }
 
@@ -144,6 +154,7 @@ impl Backup {
             jobs: self.workers.queue().ok_or(EngineError::Worker)?,
             label: label.clone(),
             chunk_bytes: self.target.chunk_bytes,
+            protection: self.target.protection.clone(),
             previous: self.previous.clone(),
             catalog: self.catalog.clone(),
             catalog_problem: catalog_problem.clone(),
@@ -196,7 +207,7 @@ impl Backup {
 
     fn list(&mut self, name: &ArchiveName, summary: FileSummary) {
         let FileSummary { size, checksum } = summary;
-        let crypt_mode = CryptMode::None;
+        let crypt_mode = self.target.protection.mode();
         self.manifest.files.push(ManifestFile { name: name.clone(), crypt_mode, size, checksum });
     }
 
@@ -207,18 +218,33 @@ impl Backup {
         }
     }
 
-    /// Stores catalog and manifest and makes the snapshot visible.
+    /// Stores the key itself, wrapped for a master key: spec formats.md §11.
+    pub fn add_wrapped_key(&mut self, wrapped: &[u8]) -> Result<()> {
+        let name = ArchiveName::wrapped_key();
+        let header = [0; HEADER_BYTES];
+        let blob = Blob::seal(BlobKind::Plain, [&header, wrapped].concat());
+        let blob = blob.map_err(SealError::from)?;
+        let summary = self.session.put_blob(&name, &blob)?;
+        // Listed as encrypted although the blob is not: as the reference does.
+        self.list(&name, summary);
+        Ok(())
+    }
+
+    /// Stores the catalog of all archives; to be called once, behind the last of them.
+    pub fn finish_catalog(&mut self) -> Result<Option<u64>> {
+        let catalog = self.catalog.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(catalog) = catalog else { return Ok(None) };
+        let summary = catalog.finish()?;
+        self.list(&ArchiveName::catalog(), summary);
+        Ok(Some(summary.size))
+    }
+
+    /// Stores the manifest and makes the snapshot visible.
     pub fn finish(mut self) -> Result<BackupSummary> {
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let catalog = self.catalog.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut catalog_bytes = None;
-        if let Some(catalog) = catalog {
-            let summary = catalog.finish()?;
-            catalog_bytes = Some(summary.size);
-            self.list(&ArchiveName::catalog(), summary);
-        }
+        self.finish_catalog()?;
         let totals = Totals::of(&self.counters);
         self.manifest.unprotected.insert(
             "chunk_upload_stats".into(),
@@ -229,14 +255,19 @@ impl Backup {
                 "duplicates": totals.chunks - totals.new_chunks,
             }),
         );
-        let manifest = Sealer::new()?.seal(&self.manifest.to_json())?;
+        if let Some(key) = self.target.protection.key() {
+            let text = Manifest::signed_text(&self.manifest.to_json())
+                .map_err(|problem| EngineError::Refused(problem.to_string()))?;
+            self.manifest.signature = Some(key.sign(&text));
+        }
+        let manifest = Sealer::new()?.seal(&self.manifest.to_json(), None)?;
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
         self.session.finish(&manifest)?;
         let (skipped_count, trouble_count) = self.report.counts();
         let skipped = self.report.skipped();
-        Ok(BackupSummary { catalog_bytes, skipped, skipped_count, trouble_count })
+        Ok(BackupSummary { skipped, skipped_count, trouble_count })
     }
 }
 
@@ -287,6 +318,7 @@ struct SnapshotDestination {
     jobs: WorkerQueue,
     label: ArchiveLabel,
     chunk_bytes: Option<u32>,
+    protection: Protection,
     previous: Option<Arc<Previous>>,
     catalog: Arc<Mutex<Option<Catalog>>>,
     catalog_problem: CatalogProblem,
@@ -308,7 +340,9 @@ impl SnapshotDestination {
     fn previous_index(&self, name: &ArchiveName) -> Option<Index> {
         let previous = self.previous.as_ref()?;
         let file = previous.manifest.file(name)?;
-        if file.crypt_mode == CryptMode::Encrypt {
+        // Chunks of the other kind have other digests.
+        let encrypted = |mode| mode == CryptMode::Encrypt;
+        if encrypted(file.crypt_mode) != encrypted(self.protection.mode()) {
             return None;
         }
         read_index(&*previous.reader, file).ok()
@@ -326,8 +360,9 @@ impl SnapshotDestination {
         let stream = match chunking {
             Chunking::SingleBlob => {
                 let (session, name) = (self.session.clone(), name.clone());
+                let key = self.protection.encryption().cloned();
                 let write = move || {
-                    let mut blob = BlobConsumer { name, bytes: Vec::new(), filled: 0 };
+                    let mut blob = BlobConsumer { name, key, bytes: Vec::new(), filled: 0 };
                     feed(&pieces, &mut blob, &report, &cancel, &counters)?;
                     blob.store(&*session, &counters)
                 };
@@ -503,6 +538,7 @@ impl Catalog {
 /// A blob is small: it is collected, sealed and stored in one piece.
 struct BlobConsumer {
     name: ArchiveName,
+    key: Option<Arc<EncryptionKey>>,
     bytes: Vec<u8>,
     filled: usize,
 }
@@ -531,7 +567,7 @@ impl Consumer for BlobConsumer {
 impl BlobConsumer {
     fn store(self, session: &dyn BackupSession, counters: &Counters) -> Result<FileSummary> {
         let plain = &self.bytes[..self.filled];
-        let blob: Blob = Sealer::new()?.seal(plain)?;
+        let blob: Blob = Sealer::new()?.seal(plain, self.key.as_deref())?;
         let summary = session.put_blob(&self.name, &blob)?;
         Counters::add(&counters.new_bytes, plain.len() as u64);
         Counters::add(&counters.stored_bytes, summary.size);

@@ -2,9 +2,10 @@
 
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result};
-use crate::snapshot::{find, read_index, read_manifest};
+use crate::snapshot::{UnverifiedManifest, find};
 use keepwell_model::ArchiveName;
 use keepwell_model::catalog::{CatalogBytes, CatalogError, CatalogReader, Visit};
+use keepwell_seal::EncryptionKey;
 use keepwell_store::SnapshotReader;
 use std::sync::Arc;
 
@@ -32,8 +33,12 @@ impl CatalogBytes for StoredCatalog {
 }
 
 /// Calls `visit` with the path and entry of everything in the catalog, in order.
-pub fn walk(reader: Arc<dyn SnapshotReader>, visit: &mut Visit<'_>) -> Result<()> {
-    let manifest = read_manifest(&*reader)?;
+pub fn walk(
+    reader: Arc<dyn SnapshotReader>,
+    key: Option<&Arc<EncryptionKey>>,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    let manifest = UnverifiedManifest::read(&*reader)?.verify(key.map(|key| &**key))?;
     let name = ArchiveName::catalog();
     let file = find(&manifest, &name).map_err(|error| match error {
         EngineError::NotInManifest { .. } => EngineError::Refused(format!(
@@ -42,7 +47,6 @@ pub fn walk(reader: Arc<dyn SnapshotReader>, visit: &mut Visit<'_>) -> Result<()
         )),
         other => other,
     })?;
-    let index = read_index(&*reader, file)?;
-    let bytes = StoredCatalog(ChunkedArchive::new(reader.clone(), name, index));
+    let bytes = StoredCatalog(ChunkedArchive::open(reader, file, key)?);
     Ok(CatalogReader::open(bytes)?.walk(visit)?)
 }

@@ -35,6 +35,15 @@ pub enum EngineError {
     Unfinished { snapshot: SnapshotId },
     #[error("missing key - manifest was created with key {fingerprint}")]
     MissingKey { fingerprint: String },
+    #[error(
+        "wrong key - unable to verify signature since manifest's key {manifest} does not match \
+         provided key {provided}"
+    )]
+    WrongKey { manifest: String, provided: String },
+    #[error("wrong signature in manifest")]
+    WrongSignature { snapshot: SnapshotId },
+    #[error("the manifest of {snapshot} is not signed, though it says that a key protects it")]
+    Unsigned { snapshot: SnapshotId },
     #[error("manifest does not contain file '{name}'")]
     NotInManifest { name: ArchiveName },
     #[error("catalog: {0}")]

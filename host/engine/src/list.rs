@@ -1,7 +1,7 @@
 //! Listings of groups, snapshots and files, in the shapes of the reference's API.
 
 use crate::error::Result;
-use crate::snapshot::open_manifest;
+use crate::snapshot::UnverifiedManifest;
 use keepwell_model::manifest::CryptMode;
 use keepwell_model::{ArchiveName, BackupType, GroupId, Manifest, Namespace, SnapshotId};
 use keepwell_store::{SnapshotInfo, SnapshotStore};
@@ -97,8 +97,9 @@ fn item(info: SnapshotInfo) -> SnapshotItem {
     let manifest_bytes = info.manifest.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let finished = info.manifest.is_some();
     let manifest = info.manifest.and_then(|bytes| {
-        let opened = open_manifest(&info.snapshot, bytes);
-        opened.inspect_err(|problem| tracing::warn!("{problem}")).ok()
+        let opened = UnverifiedManifest::open(&info.snapshot, bytes);
+        let opened = opened.inspect_err(|problem| tracing::warn!("{problem}")).ok();
+        opened.map(UnverifiedManifest::unverified)
     });
     let files = files_of(manifest.as_ref(), manifest_bytes, &info.files);
     let notes = manifest.as_ref().map_or("", Manifest::notes).to_owned();
@@ -108,7 +109,9 @@ fn item(info: SnapshotInfo) -> SnapshotItem {
         backup_time: info.snapshot.time.unix(),
         backup_type: info.snapshot.group.kind,
         comment: notes.lines().next().filter(|line| !line.is_empty()).map(str::to_owned),
-        fingerprint: manifest.and_then(Manifest::key_fingerprint).map(str::to_owned),
+        fingerprint: manifest
+            .and_then(|manifest| manifest.key_fingerprint().ok().flatten())
+            .map(|fingerprint| fingerprint.to_string()),
         owner: info.owner,
         protected: info.protected,
         size: manifest

@@ -1,9 +1,10 @@
 //! Reading what a snapshot says of itself: its manifest, checked.
 
 use crate::error::{EngineError, Result};
-use keepwell_model::manifest::{CryptMode, ManifestFile};
+use crate::restore::chain;
+use keepwell_model::manifest::{ManifestError, ManifestFile};
 use keepwell_model::{ArchiveName, Blob, FileChecksum, Index, Manifest, SnapshotId};
-use keepwell_seal::Opener;
+use keepwell_seal::{EncryptionKey, Opener};
 use keepwell_store::{SnapshotReader, StoreError};
 
 fn damaged(snapshot: &SnapshotId, name: &ArchiveName, problem: impl ToString) -> EngineError {
@@ -11,49 +12,89 @@ fn damaged(snapshot: &SnapshotId, name: &ArchiveName, problem: impl ToString) ->
     EngineError::Damaged { snapshot, name, problem: problem.to_string() }
 }
 
-/// Opens a manifest's file; it must be that of `snapshot`.
-pub fn open_manifest(snapshot: &SnapshotId, bytes: Vec<u8>) -> Result<Manifest> {
-    let name = ArchiveName::manifest();
-    let damaged = |problem: String| damaged(snapshot, &name, problem);
-    let blob = Blob::parse(bytes).map_err(|problem| damaged(problem.to_string()))?;
-    let json = Opener::new().and_then(|mut opener| opener.open(blob));
-    let json = json.map_err(|problem| damaged(problem.to_string()))?;
-    let manifest = Manifest::parse(&json).map_err(|problem| damaged(problem.to_string()))?;
-    if manifest.snapshot != *snapshot {
-        return Err(damaged(format!("it is the manifest of {}", manifest.snapshot)));
-    }
-    Ok(manifest)
+/// A manifest as it was read, and the JSON that its signature covers. Nothing is verified yet.
+pub struct UnverifiedManifest {
+    manifest: Manifest,
+    json: Vec<u8>,
 }
 
-/// Reads the manifest of an open snapshot.
-pub fn read_manifest(reader: &dyn SnapshotReader) -> Result<Manifest> {
-    let snapshot = reader.snapshot();
-    match reader.read_file(&ArchiveName::manifest()) {
-        Ok(bytes) => open_manifest(snapshot, bytes),
-        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            Err(EngineError::Unfinished { snapshot: snapshot.clone() })
+impl UnverifiedManifest {
+    /// Opens a manifest's file; it must be that of `snapshot`.
+    pub fn open(snapshot: &SnapshotId, bytes: Vec<u8>) -> Result<Self> {
+        let name = ArchiveName::manifest();
+        let damaged = |problem: String| damaged(snapshot, &name, problem);
+        let blob = Blob::parse(bytes).map_err(|problem| damaged(problem.to_string()))?;
+        let json = Opener::new().and_then(|mut opener| opener.open(blob, None));
+        let json = json.map_err(|problem| damaged(problem.to_string()))?;
+        let manifest = Manifest::parse(&json).map_err(|problem| damaged(chain(&problem)))?;
+        if manifest.snapshot != *snapshot {
+            return Err(damaged(format!("it is the manifest of {}", manifest.snapshot)));
         }
-        Err(error) => Err(error.into()),
+        Ok(Self { manifest, json })
+    }
+
+    /// Reads that of an open snapshot.
+    pub fn read(reader: &dyn SnapshotReader) -> Result<Self> {
+        let snapshot = reader.snapshot();
+        match reader.read_file(&ArchiveName::manifest()) {
+            Ok(bytes) => Self::open(snapshot, bytes),
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(EngineError::Unfinished { snapshot: snapshot.clone() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// For those who have no key and read nothing but what is stated: listings.
+    pub fn unverified(self) -> Manifest {
+        self.manifest
+    }
+
+    /// The JSON as it was written.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// The manifest, once its signature is right. What no key protects is accepted with any key.
+    pub fn verify(self, key: Option<&EncryptionKey>) -> Result<Manifest> {
+        let Self { manifest, json } = self;
+        let snapshot = || manifest.snapshot.clone();
+        let problem = |problem: ManifestError| {
+            damaged(&manifest.snapshot, &ArchiveName::manifest(), chain(&problem))
+        };
+        let stated = manifest.key_fingerprint().map_err(problem)?;
+        let Some(key) = key else {
+            if manifest.is_protected() {
+                let fingerprint = stated.map_or("unknown".into(), |stated| stated.short());
+                return Err(EngineError::MissingKey { fingerprint });
+            }
+            return Ok(manifest);
+        };
+        let provided = key.fingerprint();
+        if let Some(stated) = stated.filter(|stated| *stated != provided) {
+            let (manifest, provided) = (stated.short(), provided.short());
+            return Err(EngineError::WrongKey { manifest, provided });
+        }
+        match &manifest.signature {
+            Some(signature) => {
+                let text = Manifest::signed_text(&json).map_err(problem)?;
+                if !key.verifies(&text, signature) {
+                    return Err(EngineError::WrongSignature { snapshot: snapshot() });
+                }
+            }
+            // Otherwise who can write to the store could take signatures away.
+            None if manifest.is_protected() => {
+                return Err(EngineError::Unsigned { snapshot: snapshot() });
+            }
+            None => {}
+        }
+        Ok(manifest)
     }
 }
 
-/// A file that the manifest lists and that can be read without a key.
+/// A file that the manifest lists.
 pub fn find<'a>(manifest: &'a Manifest, name: &ArchiveName) -> Result<&'a ManifestFile> {
-    require_no_key(manifest)?;
     manifest.file(name).ok_or_else(|| EngineError::NotInManifest { name: name.clone() })
-}
-
-/// Encrypted and signed snapshots need a key, which comes with a later version.
-pub fn require_no_key(manifest: &Manifest) -> Result<()> {
-    let protected = manifest.files.iter().any(|file| file.crypt_mode != CryptMode::None);
-    match manifest.key_fingerprint() {
-        Some(fingerprint) => {
-            let short = fingerprint.get(..23).unwrap_or(fingerprint).to_owned();
-            Err(EngineError::MissingKey { fingerprint: short })
-        }
-        None if protected => Err(EngineError::MissingKey { fingerprint: "unknown".into() }),
-        None => Ok(()),
-    }
 }
 
 /// Reads an index and compares it with the manifest.
@@ -69,14 +110,19 @@ pub fn read_index(reader: &dyn SnapshotReader, file: &ManifestFile) -> Result<In
     Ok(index)
 }
 
-/// Reads a blob, compares it with the manifest, and opens it.
-pub fn read_blob(reader: &dyn SnapshotReader, file: &ManifestFile) -> Result<Vec<u8>> {
+/// Reads a blob, compares it with the manifest, and opens it. The reference lists key blobs as
+/// encrypted though they are not: either form is right.
+pub fn read_blob(
+    reader: &dyn SnapshotReader,
+    file: &ManifestFile,
+    key: Option<&EncryptionKey>,
+) -> Result<Vec<u8>> {
     let bytes = reader.read_file(&file.name)?;
     let damaged = |problem: String| damaged(reader.snapshot(), &file.name, problem);
     if bytes.len() as u64 != file.size || FileChecksum::of(&bytes) != file.checksum {
         return Err(damaged("it is not the file of the manifest".into()));
     }
     let blob = Blob::parse(bytes).map_err(|problem| damaged(problem.to_string()))?;
-    let plain = Opener::new().and_then(|mut opener| opener.open(blob));
+    let plain = Opener::new().and_then(|mut opener| opener.open(blob, key));
     plain.map_err(|problem| damaged(problem.to_string()))
 }

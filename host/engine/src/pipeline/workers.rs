@@ -4,7 +4,7 @@ use crate::error::{EngineError, Result};
 use crate::progress::Counters;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use keepwell_model::{ChunkDigest, StoredChunk};
-use keepwell_seal::Sealer;
+use keepwell_seal::{EncryptionKey, Sealer};
 use keepwell_store::BackupSession;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,7 +82,10 @@ pub(crate) struct WorkerQueue {
 }
 
 impl Workers {
-    pub(crate) fn start(session: &Arc<dyn BackupSession>) -> Result<Self> {
+    pub(crate) fn start(
+        session: &Arc<dyn BackupSession>,
+        key: Option<&Arc<EncryptionKey>>,
+    ) -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let (jobs, queue) = bounded::<Job>(1);
         let mut threads = Vec::new();
@@ -91,6 +94,7 @@ impl Workers {
                 queue: queue.clone(),
                 session: session.clone(),
                 sealer: Sealer::new()?,
+                key: key.cloned(),
                 zeros: HashMap::new(),
             };
             let thread = thread::Builder::new().name(format!("worker-{number}"));
@@ -118,6 +122,8 @@ struct Worker {
     queue: Receiver<Job>,
     session: Arc<dyn BackupSession>,
     sealer: Sealer,
+    /// encrypts the chunks, if there is one
+    key: Option<Arc<EncryptionKey>>,
     /// digests of chunks of zeros by length: they are frequent, and dear to compute
     zeros: HashMap<usize, ChunkDigest>,
 }
@@ -161,7 +167,9 @@ impl Worker {
         let length = plain.len() as u64;
         let stored = match chunks.touch(&digest, length)? {
             Some(stored) => stored,
-            None => chunks.insert(&self.sealer.seal_chunk(digest, plain)?)?,
+            None => {
+                chunks.insert(&self.sealer.seal_chunk(digest, plain, self.key.as_deref())?)?
+            }
         };
         Counters::add(&counters.chunks, 1);
         if !stored.known {
@@ -173,10 +181,11 @@ impl Worker {
     }
 
     fn digest(&mut self, plain: &[u8]) -> ChunkDigest {
+        let key = self.key.as_deref();
         if !is_zero(plain) {
-            return Sealer::digest(plain);
+            return Sealer::digest(plain, key);
         }
-        *self.zeros.entry(plain.len()).or_insert_with(|| Sealer::digest(plain))
+        *self.zeros.entry(plain.len()).or_insert_with(|| Sealer::digest(plain, key))
     }
 }
 
