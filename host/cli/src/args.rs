@@ -93,19 +93,6 @@ pub(crate) fn output_format(plugins: &Plugins) -> Arg {
         .help(format!("How to print: {} [env: PROXMOX_OUTPUT_FORMAT]", formats.join(", ")))
 }
 
-/// Options for keys, which come with a later version.
-pub(crate) fn keys() -> [Arg; 5] {
-    let later = |name| option(name, "KEY", "Comes with a later version").hide(true);
-    [
-        later("keyfile"),
-        later("keyfd"),
-        later("master-pubkey-file"),
-        later("master-pubkey-fd"),
-        option("crypt-mode", "MODE", "Only 'none' for now: encryption comes with a later version")
-            .value_parser(["none", "encrypt", "sign-only"]),
-    ]
-}
-
 /// Limits of transfer: a local repository has none to limit.
 pub(crate) fn limits() -> [Arg; 2] {
     ["rate", "burst"].map(|name| option(name, "RATE", "Only for servers").hide(true))

@@ -3,6 +3,7 @@
 mod backup;
 mod catalog;
 mod documents;
+mod key;
 mod list;
 mod namespace;
 mod prune;
@@ -37,6 +38,8 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         catalog::command(plugins),
         status::command(plugins),
         pxar::command(plugins),
+        key::command(plugins),
+        snapshot::upload_log_command().hide(true),
         version::command(plugins),
         documents::completion_command(),
         documents::man_command(),
@@ -60,6 +63,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "prune" => prune::run(plugins, matches),
         "catalog" => catalog::run(matches),
         "status" => status::run(plugins, matches),
+        "key" => key::run(plugins, matches),
+        "upload-log" => snapshot::upload_log(matches),
         "pxar" => pxar::run(plugins, matches),
         "version" => version::run(plugins, matches),
         "completion" => documents::completion(args::command(plugins, &[])?, matches),
@@ -82,18 +87,16 @@ pub(crate) fn cancel_on_signal() -> Cancel {
 }
 
 /// Commands that the documentation names and that are not here yet.
-const LATER: [&str; 12] = [
+const LATER: [&str; 10] = [
     "login",
     "logout",
     "mount",
     "map",
     "unmap",
-    "key",
     "garbage-collect",
     "benchmark",
     "change-owner",
     "task",
-    "upload-log",
     "serve",
 ];
 

@@ -1,31 +1,231 @@
-//! Keys come with a later version. Until then nothing may look encrypted that is not.
+//! Which key a command uses, and how. Spec: cli.md §1, key parameter resolution.
 
-use crate::terminal::config_dir;
-use anyhow::{Result, bail};
-use clap::ArgMatches;
+use crate::args::option;
+use crate::secrets::{key_passphrase, read_descriptor};
+use crate::terminal::{config_dir, key_time};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgMatches, value_parser};
+use keepwell_seal::{EncryptionKey, KdfKind, KeyFile, MasterPublicKey, Protection};
+use std::path::PathBuf;
+use std::sync::Arc;
+use zeroize::Zeroizing;
 
-/// Refuses what needs a key. A default key means that the user expects encryption.
-pub(crate) fn refuse_keys(matches: &ArgMatches, backing_up: bool) -> Result<()> {
-    let text = |name: &str| matches.try_get_one::<String>(name).ok().flatten();
-    for name in ["keyfile", "keyfd", "master-pubkey-file", "master-pubkey-fd"] {
-        if let Some(value) = text(name) {
-            bail!(
-                "--{name} '{value}': encryption comes with a later version; leave the option out"
-            );
+/// Options for who reads archives.
+pub(crate) fn key_options() -> [Arg; 3] {
+    [
+        option("keyfile", "FILE", "Key file [default: the default key, if there is one]")
+            .value_parser(value_parser!(PathBuf)),
+        option("keyfd", "FD", "Open file descriptor to read the key file from")
+            .value_parser(value_parser!(u32)),
+        option("crypt-mode", "MODE", "none, encrypt or sign-only")
+            .value_parser(PossibleValuesParser::new(["none", "encrypt", "sign-only"])),
+    ]
+}
+
+/// Options for who makes snapshots, beside [`key_options`].
+pub(crate) fn master_options() -> [Arg; 2] {
+    [
+        option("master-pubkey-file", "FILE", "Public master key, which the key is encrypted with")
+            .value_parser(value_parser!(PathBuf)),
+        option("master-pubkey-fd", "FD", "Open file descriptor to read the master key from")
+            .value_parser(value_parser!(u32)),
+    ]
+}
+
+/// `encryption-key.json` in the configuration directory.
+pub(crate) fn default_key_path() -> Result<PathBuf> {
+    Ok(config_place()?.join("encryption-key.json"))
+}
+
+/// `master-public.pem` there.
+pub(crate) fn default_master_path() -> Result<PathBuf> {
+    Ok(config_place()?.join("master-public.pem"))
+}
+
+fn config_place() -> Result<PathBuf> {
+    config_dir().context("there is no place for a default key: set HOME or XDG_CONFIG_HOME")
+}
+
+/// Where a key came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    Default,
+    Descriptor,
+    File(PathBuf),
+}
+
+/// A file as it was given, not looked into.
+struct Given {
+    origin: Origin,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Given {
+    /// `Using default encryption key..`
+    fn announcement(&self, noun: &str) -> String {
+        match &self.origin {
+            Origin::Default => format!("Using default {noun} key.."),
+            Origin::Descriptor => format!("Using {noun} key from file descriptor.."),
+            Origin::File(path) => format!("Using {noun} key from '{}'..", path.display()),
         }
     }
-    match text("crypt-mode").map(String::as_str) {
-        Some("none") => return Ok(()),
-        Some(mode) => bail!("--crypt-mode {mode}: encryption comes with a later version"),
-        None => {}
+
+    /// For error texts.
+    fn name(&self, noun: &str) -> String {
+        match &self.origin {
+            Origin::Default => format!("default {noun} key"),
+            Origin::Descriptor => format!("{noun} key from file descriptor"),
+            Origin::File(path) => format!("{noun} key '{}'", path.display()),
+        }
     }
-    let default_key = config_dir().map(|dir| dir.join("encryption-key.json"));
-    if let Some(key) = default_key.filter(|key| backing_up && key.exists()) {
-        bail!(
-            "there is a default encryption key, '{}', but encryption comes with a later version; \
-             use --crypt-mode none to back up unencrypted",
-            key.display()
-        );
+}
+
+/// What was given in two ways: a file or a descriptor.
+fn given(matches: &ArgMatches, file: &str, descriptor: &str) -> Result<Option<Given>> {
+    let path = matches.try_get_one::<PathBuf>(file).ok().flatten();
+    let number = matches.try_get_one::<u32>(descriptor).ok().flatten();
+    match (path, number) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => bail!("--{file} and --{descriptor} are mutually exclusive"),
+        (Some(path), None) => {
+            let bytes = std::fs::read(path).map_err(|error| {
+                anyhow!("unable to read --{file} '{}' - {error}", path.display())
+            })?;
+            let (origin, bytes) = (Origin::File(path.clone()), Zeroizing::new(bytes));
+            Ok(Some(Given { origin, bytes }))
+        }
+        (None, Some(number)) => {
+            let bytes = read_descriptor(*number)
+                .with_context(|| format!("unable to read --{descriptor} {number}"))?;
+            Ok(Some(Given { origin: Origin::Descriptor, bytes }))
+        }
     }
-    Ok(())
+}
+
+/// A default file, if it is there.
+fn default_file(path: Result<PathBuf>) -> Result<Option<Given>> {
+    // Without a home there is no default.
+    let Ok(path) = path else { return Ok(None) };
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(Given { origin: Origin::Default, bytes: Zeroizing::new(bytes) })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => bail!("unable to read '{}' - {error}", path.display()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    SignOnly,
+    Encrypt,
+}
+
+/// What the options say: files are read, nothing is unlocked yet.
+#[derive(Default)]
+pub(crate) struct CryptParameters {
+    key: Option<(Given, Option<Mode>)>,
+    master: Option<Given>,
+    /// the mode was asked for, and only the default key was there for it
+    default_for_mode: bool,
+}
+
+impl CryptParameters {
+    /// Reads the options, and the default files where they count.
+    pub(crate) fn of(matches: &ArgMatches) -> Result<Self> {
+        let key = given(matches, "keyfile", "keyfd")?;
+        let master = given(matches, "master-pubkey-file", "master-pubkey-fd")?;
+        let mode = matches.try_get_one::<String>("crypt-mode").ok().flatten();
+        let mode = match mode.map(String::as_str) {
+            Some("none") => {
+                if key.is_some() {
+                    bail!("--keyfile/--keyfd and --crypt-mode=none are mutually exclusive");
+                }
+                if master.is_some() {
+                    bail!(
+                        "--master-pubkey-file/--master-pubkey-fd and --crypt-mode=none are \
+                         mutually exclusive"
+                    );
+                }
+                return Ok(Self::default());
+            }
+            Some("sign-only") => Some(Mode::SignOnly),
+            Some(_) => Some(Mode::Encrypt),
+            None => None,
+        };
+        let is_default = key.is_none();
+        let key = match key {
+            Some(key) => Some(key),
+            None => default_file(default_key_path())?,
+        };
+        let Some(key) = key else {
+            if mode.is_some() {
+                bail!("--crypt-mode without --keyfile and no default key file available");
+            }
+            if master.is_some() {
+                bail!(
+                    "--master-pubkey-file/--master-pubkey-fd specified, but no key available: \
+                     make one with `keepwell key create`, or give --keyfile"
+                );
+            }
+            return Ok(Self::default());
+        };
+        // Who only reads has no use for a master key.
+        let takes_master = matches.try_contains_id("master-pubkey-file").is_ok();
+        let master = match master {
+            None if takes_master => default_file(default_master_path())?,
+            given => given,
+        };
+        let default_for_mode = is_default && mode.is_some();
+        Ok(Self { key: Some((key, mode)), master, default_for_mode })
+    }
+
+    /// The line that says which key is used.
+    pub(crate) fn announcement(&self) -> Option<String> {
+        self.key.as_ref().map(|(key, _)| key.announcement("encryption"))
+    }
+
+    /// Unlocks the key; asks for its passphrase where it has one.
+    pub(crate) fn unlock(&self) -> Result<Option<Arc<EncryptionKey>>> {
+        let Some((given, _)) = &self.key else { return Ok(None) };
+        let name = || given.name("encryption");
+        let file = KeyFile::parse(&given.bytes).with_context(name)?;
+        Ok(Some(Arc::new(unlock(&file).with_context(name)?)))
+    }
+
+    /// For a backup: says what is used, and unlocks it. With a master key there is also the key
+    /// encrypted with that.
+    pub(crate) fn prepare(&self, say: &dyn Fn(&str)) -> Result<(Protection, Option<Vec<u8>>)> {
+        let Some((given, mode)) = &self.key else { return Ok((Protection::None, None)) };
+        if self.default_for_mode {
+            say("Encrypting with default encryption key!");
+        }
+        say(&given.announcement("encryption"));
+        let Some(key) = self.unlock()? else { return Ok((Protection::None, None)) };
+        say(&format!("Encryption key fingerprint: {}", key.fingerprint().short()));
+        let wrapped = match &self.master {
+            None => None,
+            Some(master) => {
+                say(&master.announcement("master"));
+                let name = || master.name("master");
+                let public = MasterPublicKey::from_pem(&master.bytes).with_context(name)?;
+                let created = KeyFile::parse(&given.bytes)?.created;
+                let file = KeyFile::open(&key, created, key_time());
+                Some(public.wrap(file.to_json().as_bytes()).with_context(name)?)
+            }
+        };
+        let protection = match mode {
+            Some(Mode::SignOnly) => Protection::Sign(key),
+            _ => Protection::Encrypt(key),
+        };
+        Ok((protection, wrapped))
+    }
+}
+
+/// The key of a file, with the passphrase from the environment or typed.
+pub(crate) fn unlock(file: &KeyFile) -> Result<EncryptionKey> {
+    let passphrase = match file.kdf() {
+        KdfKind::None => Zeroizing::new(String::new()),
+        _ => key_passphrase()?,
+    };
+    Ok(file.unlock(passphrase.as_bytes())?)
 }

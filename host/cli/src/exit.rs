@@ -130,7 +130,20 @@ fn engine_hint(error: &EngineError) -> Option<String> {
         EngineError::NotInManifest { .. } => {
             "`keepwell snapshot files SNAPSHOT` shows what there is."
         }
-        EngineError::MissingKey { .. } => "Encryption comes with a later version of Keepwell.",
+        EngineError::MissingKey { .. } => "Give the key with --keyfile.",
+        EngineError::WrongKey { .. } => "Give the right one with --keyfile.",
+        EngineError::WrongSignature { .. } | EngineError::Unsigned { .. } => {
+            "The manifest was changed by somebody who does not have the key."
+        }
+        EngineError::Damaged { .. } | EngineError::Store(StoreError::Corrupt { .. }) => {
+            "Other archives and snapshots may be sound: `keepwell snapshot list` shows what there is."
+        }
+        EngineError::Entry { problem, .. } if problem.contains("No space left on device") => {
+            "The disk is full: make room and try again."
+        }
+        EngineError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
+            "Choose another target."
+        }
         EngineError::ChunkDamaged { .. } => "Use --keep-going to restore what is not damaged.",
         EngineError::Entry { problem, .. } if problem.contains(": File exists") => {
             "Restore into an empty directory, or use --allow-existing-dirs and --overwrite."

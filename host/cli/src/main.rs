@@ -5,11 +5,13 @@ mod args;
 mod commands;
 mod encryption;
 mod exit;
+mod files;
 mod notices;
 mod output;
 mod plugins;
 mod progress;
 mod repository;
+mod secrets;
 mod terminal;
 mod words;
 

@@ -79,6 +79,11 @@ pub(crate) fn now() -> i64 {
     chrono::Utc::now().timestamp()
 }
 
+/// Now, as key files write it.
+pub(crate) fn key_time() -> keepwell_seal::KeyTime {
+    Local::now().fixed_offset()
+}
+
 /// Local time minus UTC at a moment, in seconds.
 pub(crate) fn utc_offset(moment: i64) -> i32 {
     match Local.timestamp_opt(moment, 0) {

@@ -2,10 +2,10 @@
 
 use super::cancel_on_signal;
 use crate::args::{
-    flag, is_set, keys, limits, namespace, namespace_of, number, option, option_values,
-    output_format, parsed, plugin_options, repository,
+    flag, is_set, limits, namespace, namespace_of, number, option, option_values, output_format,
+    parsed, plugin_options, repository,
 };
-use crate::encryption::refuse_keys;
+use crate::encryption::{CryptParameters, key_options, master_options};
 use crate::notices::print_in_background;
 use crate::output::{check_format, message, print, wanted_format};
 use crate::plugins::{Loaded, Plugins};
@@ -22,8 +22,9 @@ use keepwell_engine::restore::chain;
 use keepwell_engine::{Cancel, Counters};
 use keepwell_model::size::human;
 use keepwell_model::{
-    ArchiveLabel, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
+    ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
 };
+use keepwell_seal::Protection;
 use keepwell_store::SnapshotStore;
 use serde_json::{Value, json};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -82,7 +83,8 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("dry-run", "Only say what would be done; touches nothing"))
         .arg(flag("strict", "Fail when something could not be read; the snapshot stays"))
         .args(plugin_options(&options))
-        .args(keys())
+        .args(key_options())
+        .args(master_options())
         .args(limits())
         .arg(progress_option())
         .arg(output_format(plugins))
@@ -209,6 +211,7 @@ struct Plan<'a> {
     borders: Borders,
     chunk_bytes: Option<u32>,
     entries_max: u64,
+    parameters: CryptParameters,
     started: Instant,
 }
 
@@ -216,8 +219,7 @@ impl Plan<'_> {
     /// What goes where, for a line that says so.
     fn describe(&self, spec: &Spec<'_>) -> String {
         let (noun, path, target) = (&spec.archive_type.noun, spec.path.display(), spec.target());
-        let stored =
-            keepwell_model::ArchiveName::from_user(&target).map_or(target, |name| name.to_string());
+        let stored = ArchiveName::from_user(&target).map_or(target, |name| name.to_string());
         format!("{noun} '{path}' to '{}' as {stored}", self.repository)
     }
 }
@@ -249,13 +251,13 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
         borders: borders(matches)?,
         chunk_bytes: chunk_bytes(matches)?,
         entries_max: matches.get_one("entries-max").copied().unwrap_or(1 << 20),
+        parameters: CryptParameters::of(matches)?,
         started: Instant::now(),
     })
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
-    refuse_keys(matches, true)?;
     let plan = plan(plugins, matches)?;
     let counters = Arc::new(Counters::default());
     let cancel = cancel_on_signal();
@@ -263,12 +265,20 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let progress = Progress::start(matches, counters.clone());
     let shower = progress.shower.clone();
     announce(&plan, &shower);
+    let keys = plan.parameters.prepare(&|text| shower.line(text));
+    let keys = match keys {
+        Ok(keys) => keys,
+        Err(error) => {
+            progress.finish();
+            return Err(error);
+        }
+    };
     let printer = print_in_background(notices, shower.clone());
     let outcome = if is_set(matches, "dry-run") {
         drop(report);
         dry_run(&plan, &shower).map(|()| None)
     } else {
-        back_up(matches, &plan, report, cancel.clone(), counters, &shower).map(Some)
+        back_up(matches, &plan, keys, report, cancel.clone(), counters, &shower).map(Some)
     };
     let _ = printer.join();
     progress.finish();
@@ -311,6 +321,7 @@ fn dry_run(plan: &Plan<'_>, shower: &Shower) -> Result<()> {
 fn back_up(
     matches: &ArgMatches,
     plan: &Plan<'_>,
+    (protection, wrapped_key): (Protection, Option<Vec<u8>>),
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -321,18 +332,20 @@ fn back_up(
         namespace: plan.namespace.clone(),
         snapshot: plan.snapshot.clone(),
         owner: owner(),
+        protection,
         chunk_bytes: plan.chunk_bytes,
     };
     let mut backup = Backup::begin(&store, target, report.clone(), cancel.clone(), counters)?;
-    match (backup.previous(), backup.previous_problem()) {
-        (Some(previous), _) => {
+    let problem = backup.previous_problem();
+    match backup.previous().or(problem.map(|(snapshot, _)| snapshot)) {
+        Some(previous) => {
             let time = local_time(previous.time.unix(), CTIME);
             shower.line(&format!("Downloading previous manifest ({time})"));
         }
-        (None, Some(problem)) => {
-            shower.line(&format!("Couldn't re-use previous manifest - {}", chain(problem)));
-        }
-        (None, None) => shower.line("No previous manifest available."),
+        None => shower.line("No previous manifest available."),
+    }
+    if let Some((_, problem)) = problem {
+        shower.line(&format!("Couldn't re-use previous manifest - {}", chain(problem)));
     }
     let mut archives = Vec::new();
     for spec in &plan.specs {
@@ -354,6 +367,14 @@ fn back_up(
             tell_speed(&spec.target(), &summary, began.elapsed().as_secs_f64(), shower);
         }
         archives.push((spec.target(), summary));
+    }
+    if let Some(bytes) = backup.finish_catalog()? {
+        shower.line(&format!("Uploaded backup catalog ({})", human(bytes)));
+    }
+    if let Some(wrapped) = wrapped_key {
+        let name = ArchiveName::wrapped_key();
+        shower.line(&format!("Upload RSA encoded key to '{}' as {name}", plan.repository));
+        backup.add_wrapped_key(&wrapped)?;
     }
     let summary = backup.finish()?;
     Ok((archives, summary))
@@ -382,9 +403,6 @@ fn tell_speed(target: &str, summary: &ArchiveSummary, seconds: f64, shower: &Sho
 fn conclude(plan: &Plan<'_>, summary: &BackupSummary) {
     use std::io::Write;
     let mut text = String::new();
-    if let Some(bytes) = summary.catalog_bytes {
-        text += &format!("Uploaded backup catalog ({})\n", human(bytes));
-    }
     if summary.trouble_count > 0 {
         text += &format!("Skipped or changed while reading: {} entries\n", summary.trouble_count);
         let troubles = summary.skipped.iter().filter(|skipped| !skipped.reason.is_intended());

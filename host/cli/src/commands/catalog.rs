@@ -1,8 +1,8 @@
 //! `catalog dump`.
 
 use super::snapshot::{snapshot_argument, snapshot_of};
-use crate::args::{keys, namespace, namespace_of, repository};
-use crate::encryption::refuse_keys;
+use crate::args::{namespace, namespace_of, repository};
+use crate::encryption::{CryptParameters, key_options};
 use crate::repository::Repository;
 use crate::terminal::local_time;
 use anyhow::{Result, bail};
@@ -25,17 +25,18 @@ pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
                 .arg(snapshot_argument())
                 .arg(repository())
                 .arg(namespace())
-                .args(keys()),
+                .args(key_options()),
         )
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
-    refuse_keys(matches, false)?;
+    let parameters = CryptParameters::of(matches)?;
     let store = Repository::find(matches.get_one("repository"))?.open()?;
     let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
+    let key = parameters.unlock()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let written = walk(reader, &mut |path, entry| {
+    let written = walk(reader, key.as_ref(), &mut |path, entry| {
         let path = [&b"./"[..], &path.join(&b'/')].concat();
         let shown = OsStr::from_bytes(&path);
         let letter = char::from(entry.kind.letter());

@@ -3,6 +3,7 @@
 use super::cancel_on_signal;
 use super::restore::{self, output_of, output_options, pattern_option, selection};
 use crate::args::{flag, is_set, number, option, option_values, plugin_options};
+use crate::files;
 use crate::notices::print_in_background;
 use crate::plugins::{Loaded, Plugins};
 use crate::progress::{Progress, progress_option};
@@ -138,8 +139,7 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     } else {
         let mut create = std::fs::OpenOptions::new();
         let file = create.write(true).create_new(true).mode(0o640).open(archive);
-        let shown = archive.display();
-        Box::new(file.map_err(|error| anyhow!("unable to create archive '{shown}' - {error}"))?)
+        Box::new(file.map_err(|error| files::not_created("archive", archive, &error))?)
     };
     let counters = Arc::new(Counters::default());
     let cancel = cancel_on_signal();
@@ -168,7 +168,7 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     written.map(|_| ()).map_err(|error| match cancel.is_cancelled() {
         true => anyhow!("interrupted: no archive was made"),
-        false => error.into(),
+        false => anyhow::Error::from(error).context(format!("archive '{}'", archive.display())),
     })
 }
 

@@ -2,9 +2,10 @@
 
 use super::cancel_on_signal;
 use crate::args::{
-    flag, is_set, keys, limits, namespace, namespace_of, option, output_format, repository,
+    flag, is_set, limits, namespace, namespace_of, option, output_format, repository,
 };
-use crate::encryption::refuse_keys;
+use crate::encryption::{CryptParameters, key_options};
+use crate::files;
 use crate::notices::print_in_background;
 use crate::output::write_out;
 use crate::plugins::{Loaded, Plugins};
@@ -20,15 +21,16 @@ use keepwell_engine::report::Report;
 use keepwell_engine::restore::{
     ContentSource, PlainContent, Restore, RestoreRequest, RestoreSummary, StoredContent,
 };
-use keepwell_engine::snapshot::{find, open_manifest, read_blob, read_index};
+use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
 use keepwell_engine::{Cancel, Counters, EngineError};
+use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, GroupId, Namespace, SnapshotId};
+use keepwell_seal::EncryptionKey;
 use keepwell_store::{DirStore, SnapshotReader, SnapshotStore};
 use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,7 +78,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("keep-going", "Go on after damage, and fail at the end"))
         .arg(repository())
         .arg(namespace())
-        .args(keys())
+        .args(key_options())
         .args(limits())
         .arg(progress_option())
         .arg(output_format(plugins).hide(true))
@@ -145,7 +147,7 @@ fn find_snapshot(store: &DirStore, namespace: &Namespace, given: &str) -> Result
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    refuse_keys(matches, false)?;
+    let parameters = CryptParameters::of(matches)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let patterns = patterns_of(matches)?;
     let store = Repository::find(matches.get_one("repository"))?.open()?;
@@ -154,16 +156,29 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let name = ArchiveName::from_user(&text("archive-name"))?;
     let target = matches.get_one::<PathBuf>("target").context("missing argument: target")?;
     let reader = store.open(&namespace, &snapshot)?;
-    if name == ArchiveName::manifest() {
-        return restore_manifest(&*reader, target);
-    }
-    let manifest = keepwell_engine::snapshot::read_manifest(&*reader)?;
-    // An RSA-encrypted key can be had without a key.
-    let file = match manifest.file(&name) {
-        Some(file) if name.as_str() == "rsa-encrypted.key.blob" => file,
-        _ => find(&manifest, &name)?,
+    let key = parameters.unlock()?;
+    let unverified = UnverifiedManifest::read(&*reader)?;
+    let json = unverified.json().to_vec();
+    // The key that a master key wrapped is for those who have lost theirs.
+    let manifest = if name == ArchiveName::wrapped_key() && key.is_none() {
+        tracing::info!(
+            "Restoring encrypted key blob without original key - skipping manifest fingerprint \
+             check!"
+        );
+        unverified.unverified()
+    } else {
+        unverified.verify(key.as_deref())?
     };
-    let (content, streams) = open_content(&reader, file)?;
+    if let (Some(_), Some(line), Some(key)) = (&manifest.signature, parameters.announcement(), &key)
+    {
+        tracing::info!("{line}");
+        tracing::info!("Fingerprint: {}", key.fingerprint().short());
+    }
+    if name == ArchiveName::manifest() {
+        return restore_manifest(&json, target);
+    }
+    let file = find(&manifest, &name)?;
+    let (content, streams) = open_content(&reader, file, key.as_ref())?;
     if target == Path::new("-") {
         if !patterns.is_empty() || is_set(matches, "keep-going") {
             bail!("--pattern and --keep-going can't be used with the target '-'");
@@ -261,15 +276,15 @@ pub(crate) type Streams = Vec<Arc<dyn RandomAccess>>;
 
 fn open_content(
     reader: &Arc<dyn SnapshotReader>,
-    file: &keepwell_model::manifest::ManifestFile,
+    file: &ManifestFile,
+    key: Option<&Arc<EncryptionKey>>,
 ) -> Result<(StoredArchive, Streams)> {
     if file.name.kind() == ArchiveKind::Blob {
-        let bytes = Arc::new(read_blob(&**reader, file)?);
+        let bytes = Arc::new(read_blob(&**reader, file, key.map(|key| &**key))?);
         let streams: Streams = vec![Arc::new(BlobArchive(bytes.clone()))];
         return Ok((StoredArchive::Blob(bytes), streams));
     }
-    let index = read_index(&**reader, file)?;
-    let archive = Arc::new(ChunkedArchive::new(reader.clone(), file.name.clone(), index));
+    let archive = Arc::new(ChunkedArchive::open(reader.clone(), file, key)?);
     Ok((StoredArchive::Chunked(archive.clone()), vec![archive]))
 }
 
@@ -289,41 +304,22 @@ fn describe(error: &anyhow::Error) -> String {
 }
 
 fn write_new_file(target: &Path, bytes: &[u8]) -> Result<()> {
-    let shown = target.display();
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create_new(true).open(target);
-    let mut file =
-        file.map_err(|error| anyhow!("unable to create target file '{shown}' - {error}"))?;
+    let mut file = file.map_err(|error| files::not_created("target file", target, &error))?;
     file.write_all(bytes).inspect_err(|_| {
         let _ = std::fs::remove_file(target);
     })?;
     Ok(())
 }
 
-/// `index.json` replaces what is there, whole or not at all.
-fn restore_manifest(reader: &dyn SnapshotReader, target: &Path) -> Result<()> {
-    let bytes = reader.read_file(&ArchiveName::manifest())?;
-    // Checked for what it is, and printed as it was written.
-    open_manifest(reader.snapshot(), bytes.clone())?;
-    let blob = keepwell_model::Blob::parse(bytes)?;
-    let json = keepwell_seal::Opener::new()?.open(blob)?;
+/// `index.json` as it was written replaces what is there, whole or not at all.
+fn restore_manifest(json: &[u8], target: &Path) -> Result<()> {
     if target == Path::new("-") {
-        return write_out(&json);
+        return write_out(json);
     }
-    let shown = target.display();
-    let temporary = target.with_extension(format!("tmp_{}", std::process::id()));
-    let mut options = std::fs::OpenOptions::new();
-    let written = options
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, target));
-    written.map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        anyhow!("unable to create target file '{shown}' - {error}")
-    })
+    files::write(target, json, 0o644, files::Existing::Replace)
+        .map_err(|error| files::not_created("target file", target, &error))
 }
 
 fn tell_image(bytes: u64, seconds: f64) {

@@ -1,19 +1,25 @@
-//! `snapshot`: list, files, forget, notes, protected.
+//! `snapshot`: list, files, forget, upload-log, notes, protected.
 
 use super::list::user_names;
 use crate::args::{namespace, namespace_of, output_format, parsed, repository};
+use crate::encryption::{CryptParameters, key_options};
 use crate::output::{column, left, message, print, right};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
-use anyhow::{Result, bail};
-use clap::{Arg, ArgMatches, Command};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::list;
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
-use keepwell_engine::snapshot::{open_manifest, read_manifest};
+use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::{GroupId, SnapshotId};
 use keepwell_seal::Sealer;
 use keepwell_store::{DirStore, SnapshotStore, StoreError};
 use serde_json::{Value, json};
+use std::io::Read;
+use std::path::PathBuf;
+
+/// What a server takes.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 
 pub(crate) fn snapshot_argument() -> Arg {
     Arg::new("snapshot")
@@ -31,6 +37,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .subcommand(list_command(plugins, "list"))
         .subcommand(files_command(plugins))
         .subcommand(forget_command())
+        .subcommand(upload_log_command())
         .subcommand(
             Command::new("notes")
                 .about("Show or change the notes of a snapshot")
@@ -89,11 +96,24 @@ pub(crate) fn forget_command() -> Command {
     with_snapshot("forget", "Remove a snapshot")
 }
 
+pub(crate) fn upload_log_command() -> Command {
+    with_snapshot("upload-log", "Add a log to a snapshot, as client.log.blob")
+        .arg(
+            Arg::new("logfile")
+                .value_name("LOGFILE")
+                .help("File to add")
+                .required(true)
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .args(key_options())
+}
+
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("list", matches)) => list(plugins, matches),
         Some(("files", matches)) => files(plugins, matches),
         Some(("forget", matches)) => forget(matches),
+        Some(("upload-log", matches)) => upload_log(matches),
         Some(("notes", matches)) => match matches.subcommand() {
             Some(("show", matches)) => show_notes(plugins, matches),
             Some(("update", matches)) => update_notes(matches),
@@ -104,7 +124,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             Some(("update", matches)) => update_protected(matches),
             _ => bail!("use show or update"),
         },
-        _ => bail!("use list, files, forget, notes or protected"),
+        _ => bail!("use list, files, forget, upload-log, notes or protected"),
     }
 }
 
@@ -159,10 +179,30 @@ pub(crate) fn forget(matches: &ArgMatches) -> Result<()> {
     Ok(open(matches)?.forget(&namespace_of(matches), snapshot_of(matches)?)?)
 }
 
+/// The log is encrypted where the mode says so; nobody signs it.
+pub(crate) fn upload_log(matches: &ArgMatches) -> Result<()> {
+    let parameters = CryptParameters::of(matches)?;
+    let snapshot = snapshot_of(matches)?;
+    let path = matches.get_one::<PathBuf>("logfile").context("missing argument: logfile")?;
+    let shown = path.display();
+    let denied = |error: std::io::Error| anyhow!("unable to read log file '{shown}' - {error}");
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(denied)?;
+    file.take(LOG_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(denied)?;
+    if bytes.len() as u64 > LOG_BYTES_MAX {
+        bail!("log file '{shown}' has more than 16 MiB: a snapshot takes no larger one");
+    }
+    let store = open(matches)?;
+    let (protection, _) = parameters.prepare(&|text| tracing::debug!("{text}"))?;
+    let key = protection.encryption().map(|key| &**key);
+    let log = Sealer::new()?.seal(&bytes, key)?;
+    Ok(store.add_log(&namespace_of(matches), snapshot, &log)?)
+}
+
 fn show_notes(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let store = open(matches)?;
     let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
-    let manifest = read_manifest(&*reader)?;
+    let manifest = UnverifiedManifest::read(&*reader)?.unverified();
     let notes = manifest.notes();
     print(plugins, matches, &message(json!({ "notes": notes }), notes))
 }
@@ -173,11 +213,11 @@ fn update_notes(matches: &ArgMatches) -> Result<()> {
     let notes = matches.get_one::<String>("notes").cloned().unwrap_or_default();
     let mut change = |old: keepwell_model::Blob| {
         let damaged = |problem: &dyn std::fmt::Display| StoreError::Refused(problem.to_string());
-        let manifest = open_manifest(snapshot, old.into_bytes());
-        let mut manifest = manifest.map_err(|problem| damaged(&problem))?;
+        let manifest = UnverifiedManifest::open(snapshot, old.into_bytes());
+        let mut manifest = manifest.map_err(|problem| damaged(&problem))?.unverified();
         // Only the part that no signature covers may change.
         manifest.unprotected.insert("notes".into(), notes.clone().into());
-        let sealed = Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json()));
+        let sealed = Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json(), None));
         sealed.map_err(|problem| damaged(&problem))
     };
     Ok(store.update_manifest(&namespace_of(matches), snapshot, &mut change)?)
