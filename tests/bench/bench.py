@@ -12,7 +12,7 @@ ap.add_argument("--size-mib", type=int, default=2048)
 ap.add_argument("--files", type=int, default=60000)
 ap.add_argument("--runs", type=int, default=1)
 ap.add_argument("--only", default="")
-ap.add_argument("--tools", default="keepwell,restic,borg,cp")
+ap.add_argument("--tools", default="keepwell,encrypted,restic,borg,cp")
 ap.add_argument("keepwell")
 ap.add_argument("work", nargs="?", default="/tmp/keepwell-bench")
 args = ap.parse_args()
@@ -70,7 +70,7 @@ def fresh(path):
 
 def clean():
     for name in os.listdir(WORK):
-        if name not in ("data", "cache", "empty"): shutil.rmtree(os.path.join(WORK, name))
+        if name not in ("data", "cache", "empty", "bench.key"): shutil.rmtree(os.path.join(WORK, name))
     os.sync(); time.sleep(6)
 
 def keepwell(data):
@@ -81,6 +81,18 @@ def keepwell(data):
     yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000000"])
     yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000001"])
     yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
+
+def encrypted(data):
+    """The same with a key: what encryption costs is the ratio to the plain run."""
+    key = WORK + "/bench.key"
+    if not os.path.exists(key): run([KEEPWELL, "key", "create", key, "--kdf", "none"])
+    ENV["PBS_REPOSITORY"] = fresh(WORK + "/keepwell-repo"); out = fresh(WORK + "/out")
+    os.makedirs(WORK + "/empty", exist_ok=True)
+    run([KEEPWELL, "backup", "e.pxar:" + WORK + "/empty", "--backup-id", "init"])
+    with_key = ["--keyfile", key]
+    yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000000"] + with_key)
+    yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000001"] + with_key)
+    yield run([KEEPWELL, "restore", "host/b", "root.pxar", out] + with_key)
 
 def restic(data):
     repo = fresh(WORK + "/restic-repo"); out = fresh(WORK + "/out"); shutil.rmtree(WORK + "/cache/restic", ignore_errors=True)
@@ -103,7 +115,7 @@ def cp(data):
     yield run(["cp", "-a", "-u", data + "/.", out])
     yield run(["cp", "-a", out, back])
 
-TOOLS = {"keepwell": keepwell, "restic": restic, "borg": borg, "cp": cp}
+TOOLS = {"keepwell": keepwell, "encrypted": encrypted, "restic": restic, "borg": borg, "cp": cp}
 STEPS = ("first", "unchanged", "restore")
 results = {}
 for name in ("incompressible", "compressible", "small files"):
@@ -118,6 +130,6 @@ for name in ("incompressible", "compressible", "small files"):
             best = got if best is None else [min(a, b) for a, b in zip(best, got)]
         results[name, tool] = best
         print("%-15s %-9s" % (name, tool), "  ".join("%s %6.2f s (cpu %6.2f, %4.0f MiB)" % ((s,) + r) for s, r in zip(STEPS, best)), flush=True)
-    for tool in ("restic", "borg", "cp"):
+    for tool in ("encrypted", "restic", "borg", "cp"):
         if (name, tool) in results and (name, "keepwell") in results:
             print("%-15s ratio to %-7s" % (name, tool), "  ".join("%s %5.2f" % (s, results[name, tool][i][0] / results[name, "keepwell"][i][0]) for i, s in enumerate(STEPS)), flush=True)

@@ -45,7 +45,7 @@ fn a_damaged_chunk_is_named_with_its_file_and_the_rest_comes_back() {
     *flipped.last_mut().unwrap() ^= 1;
     // A chunk of the right form that is another one.
     let other = noise(9, 70_000);
-    let swapped = keepwell_seal::Sealer::new().unwrap().seal(&other).unwrap().into_bytes();
+    let swapped = keepwell_seal::Sealer::new().unwrap().seal(&other, None).unwrap().into_bytes();
     for (turn, damage) in
         [Some(flipped), Some(good[..99].to_vec()), Some(Vec::new()), Some(swapped), None]
             .into_iter()

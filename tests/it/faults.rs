@@ -8,9 +8,10 @@ use keepwell_engine::plugin::{
 };
 use keepwell_engine::report::Report;
 use keepwell_engine::sink::{Chunking, Sink};
-use keepwell_engine::snapshot::{find, read_index, read_manifest};
+use keepwell_engine::snapshot::{UnverifiedManifest, find};
 use keepwell_engine::{Cancel, Counters};
 use keepwell_model::{BackupTime, Namespace, SnapshotId};
+use keepwell_seal::Protection;
 use keepwell_store::faulty::{Faulty, Fuse};
 use keepwell_store::{DirStore, SnapshotStore};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ fn back_up(
         namespace: Namespace::default(),
         snapshot,
         owner: "root@pam".into(),
+        protection: Protection::None,
         chunk_bytes: Some(64 << 10),
     };
     let (report, _notices) = Report::new();
@@ -69,10 +71,10 @@ fn snapshot(time: i64) -> SnapshotId {
 
 fn content(store: &DirStore, time: i64) -> Vec<u8> {
     let reader = store.open(&Namespace::default(), &snapshot(time)).unwrap();
-    let manifest = read_manifest(&*reader).unwrap();
+    let manifest = UnverifiedManifest::read(&*reader).unwrap().verify(None).unwrap();
     let file = find(&manifest, &"root.pxar.didx".parse().unwrap()).unwrap();
-    let index = read_index(&*reader, file).unwrap();
-    let archive = keepwell_engine::archive::ChunkedArchive::new(reader, file.name.clone(), index);
+    let archive =
+        keepwell_engine::archive::ChunkedArchive::open(reader.clone(), file, None).unwrap();
     let mut out = Vec::new();
     archive.write_to(&mut out).unwrap();
     out

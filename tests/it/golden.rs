@@ -43,24 +43,33 @@ fn only_nodump(differences: &[String]) -> bool {
     differences.iter().all(|line| line.contains("flags/") && line.contains("fsflags"))
 }
 
+/// A key of the golden data.
+fn key(shared: &Path, name: &str) -> String {
+    shared.join("keys").join(name).display().to_string()
+}
+
 #[test]
-fn every_plain_golden_snapshot_restores_to_its_manifest() {
+fn every_golden_snapshot_restores_to_its_manifest() {
     let Some((shared, _)) = golden_tree() else { return };
     let world = golden_world(&shared);
-    let trees = [
-        ("host/plain/2023-11-14T22:13:20Z", "", "plain"),
-        ("host/plain/2024-03-09T16:01:40Z", "", "mod"),
-        ("host/plain", "", "group-latest"),
-        ("host/excl/2023-11-14T22:14:50Z", "", "excl"),
-        ("host/bytoken/2023-11-14T22:15:10Z", "", "token"),
-        ("host/nshost/2023-11-14T22:14:30Z", "a/b", "ns"),
+    let with_key = ["--keyfile", &key(&shared, "plain.key")];
+    let imported = ["--keyfile", &key(&shared, "imported.key")];
+    let trees: [(&str, &str, &[&str]); 10] = [
+        ("host/plain/2023-11-14T22:13:20Z", "plain", &[]),
+        ("host/plain/2024-03-09T16:01:40Z", "mod", &[]),
+        ("host/plain", "group-latest", &[]),
+        ("host/excl/2023-11-14T22:14:50Z", "excl", &[]),
+        ("host/bytoken/2023-11-14T22:15:10Z", "token", &[]),
+        ("host/nshost/2023-11-14T22:14:30Z", "ns", &["--ns", "a/b"]),
+        ("host/enc/2023-11-14T22:13:30Z", "enc", &with_key),
+        ("host/signed/2023-11-14T22:13:50Z", "signed", &with_key),
+        ("host/enc/2023-11-14T22:13:30Z", "master-imported-key", &imported),
+        // What is neither signed nor encrypted can be read with any key at hand.
+        ("host/plain", "group-latest", &with_key),
     ];
-    for (snapshot, namespace, name) in trees {
-        let target = format!("out-{name}");
-        let mut arguments = vec!["restore", snapshot, "root.pxar", &target];
-        if !namespace.is_empty() {
-            arguments.extend(["--ns", namespace]);
-        }
+    for (turn, (snapshot, name, options)) in trees.into_iter().enumerate() {
+        let target = format!("out-{turn}");
+        let arguments = [&["restore", snapshot, "root.pxar", &target], options].concat();
         let run = world.run(arguments);
         assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
         let ours = world.path(&format!("{name}.jsonl"));
@@ -69,6 +78,12 @@ fn every_plain_golden_snapshot_restores_to_its_manifest() {
         let found = compare(&shared, &golden, &ours);
         assert!(only_nodump(&found), "{name}: {found:#?}");
     }
+    let arguments = ["restore", "host/enc", "root.pxar", "out-mod-enc"];
+    assert_eq!(world.run([&arguments[..], &with_key].concat()).code, Some(0));
+    manifest_of(&shared, &world.path("out-mod-enc"), &world.path("mod-enc.jsonl"));
+    let golden = shared.join("restore/mod.manifest.jsonl");
+    let found = compare(&shared, &golden, &world.path("mod-enc.jsonl"));
+    assert!(only_nodump(&found), "mod-enc: {found:#?}");
     let flags =
         "--ignore-acls true --ignore-xattrs true --ignore-ownership true --ignore-permissions true";
     world.ok(&format!("restore host/plain/2023-11-14T22:13:20Z root.pxar out-flags {flags}"));
@@ -102,6 +117,137 @@ fn golden_images_and_blobs_restore_to_the_same_bytes() {
         let piped = world.ok(&format!("restore {snapshot} {archive} -"));
         assert_eq!(piped.stdout_bytes, bytes);
         fs::remove_file(world.path("restored")).unwrap();
+    }
+}
+
+#[test]
+fn encrypted_golden_blobs_and_logs_restore_to_the_same_bytes() {
+    let Some(shared) = shared() else { return };
+    let world = golden_world(&shared);
+    let key = key(&shared, "plain.key");
+    let plain = |name: &str| {
+        world.ok(&format!("restore host/blobs/2023-11-14T22:14:40Z {name} -")).stdout_bytes
+    };
+    for id in ["blobsenc", "blobssig"] {
+        for name in ["app.conf", "run.log"] {
+            let run = world.ok(&format!("restore host/{id} {name} - --keyfile {key}"));
+            assert_eq!(run.stdout_bytes, plain(name), "{id} {name}");
+            run.says(&format!("Using encryption key from '{key}'..\n"));
+            run.says("Fingerprint: a9:25:fc:8b:55:80:ca:f5\n");
+            let fails = world.fails(&format!("restore host/{id} {name} -"));
+            fails.says("missing key - manifest was created with key a9:25:fc:8b:55:80:ca:f5");
+        }
+    }
+    let log = "host/enc/2023-11-14T22:13:30Z/client.log.blob";
+    let log = keepwell_model::Blob::parse(fs::read(world.repo().join(log)).unwrap()).unwrap();
+    let file = keepwell_seal::KeyFile::parse(&fs::read(key).unwrap()).unwrap();
+    let mut opener = keepwell_seal::Opener::new().unwrap();
+    let opened = opener.open(log, Some(&file.unlock(b"").unwrap())).unwrap();
+    assert_eq!(opened, plain("run.log"));
+}
+
+/// The golden master key gives both golden keys back.
+#[test]
+fn wrapped_golden_keys_come_back_with_the_golden_master_key() {
+    let Some(shared) = shared() else { return };
+    let world = golden_world(&shared);
+    let run = world.ok("restore host/master2 rsa-encrypted.key restored.key");
+    run.says("Restoring encrypted key blob without original key - skipping manifest");
+    let restored = fs::read(world.path("restored.key")).unwrap();
+    assert_eq!(restored, fs::read(key(&shared, "rsa-encrypted2.key")).unwrap());
+    let private = key(&shared, "master/master-private.pem");
+    let import = |wrapped: &str, out: &str| {
+        let line = format!(
+            "key import-with-master-key {out} --master-keyfile {private} --encrypted-keyfile \
+             {wrapped} --kdf none"
+        );
+        let run = world.typed(line.split(' '), &[("Master Key Password: ", "masterpw1")]);
+        assert_eq!(run.code, Some(0), "{}", run.stdout);
+        keepwell_seal::KeyFile::parse(&fs::read(world.path(out)).unwrap()).unwrap()
+    };
+    let scrypt = import("restored.key", "scrypt.key");
+    let golden = fs::read(key(&shared, "scrypt.key")).unwrap();
+    let golden = keepwell_seal::KeyFile::parse(&golden).unwrap();
+    assert_eq!((scrypt.fingerprint, scrypt.created), (golden.fingerprint, golden.created));
+    world.ok("restore host/master2 root.pxar out --keyfile scrypt.key");
+    let plain = import(&key(&shared, "rsa-encrypted.key"), "plain.key");
+    let golden = fs::read(key(&shared, "imported.key")).unwrap();
+    let golden = keepwell_seal::KeyFile::parse(&golden).unwrap();
+    assert_eq!(
+        (plain.fingerprint, plain.created, plain.unlock(b"").unwrap().sign(b"x")),
+        (golden.fingerprint, golden.created, golden.unlock(b"").unwrap().sign(b"x"))
+    );
+}
+
+#[test]
+fn golden_keys_are_shown_as_the_reference_shows_them() {
+    let Some(shared) = shared() else { return };
+    let world = World::new();
+    let recorded = |name: &str| {
+        let text = fs::read_to_string(shared.join(format!("key/{name}.txt"))).unwrap();
+        let stdout = text.split("--- stdout ---\n").nth(1).unwrap();
+        stdout.split("--- stderr ---").next().unwrap().to_owned()
+    };
+    for name in ["plain", "pbkdf2", "scrypt"] {
+        let path = key(&shared, &format!("{name}.key"));
+        for format in ["json", "json-pretty"] {
+            let run = world.ok(&format!("key show {path} --output-format {format}"));
+            let golden = recorded(&format!("key-show-{name}-{format}"));
+            let golden = golden.replace(&format!("GOLDEN/keys/{name}.key"), &path);
+            assert_eq!(run.stdout.trim_end(), golden.trim_end(), "{name} {format}");
+        }
+        // The path differs in length, so of the table everything but its row and the borders.
+        let run = world.ok(&format!("key show {path}"));
+        let cells = |text: &str| -> Vec<Vec<String>> {
+            let rows =
+                text.lines().filter(|line| line.starts_with('│') && !line.contains("/keys/"));
+            rows.map(|row| row.split('│').map(|cell| cell.trim().to_owned()).collect()).collect()
+        };
+        let golden = recorded(&format!("key-show-{name}-text"));
+        assert_eq!(cells(&run.stdout), cells(&golden));
+        assert!(cells(&golden).len() > 4);
+    }
+    let public = key(&shared, "master/master-public.pem");
+    let run = world.ok(&format!("key import-master-pubkey {public}"));
+    let golden = fs::read_to_string(shared.join("key/key-import-master-pubkey.txt")).unwrap();
+    let golden = golden.split("--- stderr ---\n").nth(1).unwrap();
+    let config = world.path(".config").display().to_string();
+    let golden = golden.replace("GOLDEN/keys/master/master-public.pem", &public);
+    assert_eq!(run.stderr, golden.replace("XDG/config", &config));
+    let imported = world.path(".config/proxmox-backup/master-public.pem");
+    assert_eq!(fs::read(&imported).unwrap(), fs::read(&public).unwrap());
+    let shown = world.ok("key show-master-pubkey --output-format json").stdout;
+    let golden = recorded("key-show-master-pubkey-json");
+    let golden = golden.replace("XDG/config", &config);
+    assert_eq!(shown.trim_end(), golden.trim_end());
+}
+
+/// The reference's paper shows the same text; its QR code may be drawn in another way.
+#[test]
+fn golden_keys_on_paper_have_the_text_of_the_reference() {
+    let Some(shared) = shared() else { return };
+    let world = World::new();
+    let is_code = |line: &&str| !line.contains(['█', '▀', '▄']) && !line.starts_with("src=");
+    for (name, options) in [
+        ("text-plain", "plain.key --output-format text"),
+        ("text-scrypt", "scrypt.key --output-format text"),
+        ("text-pbkdf2", "pbkdf2.key --output-format text"),
+        ("html-plain", "plain.key --output-format html"),
+        ("default-plain", "plain.key"),
+    ] {
+        let run = world.ok(&format!("key paperkey {}", key(&shared, options)));
+        let golden = fs::read_to_string(shared.join(format!("key/key-paperkey-{name}.txt")));
+        let golden = golden.unwrap();
+        let golden = golden.split("--- stdout ---\n").nth(1).unwrap();
+        let golden = golden.split("--- stderr ---").next().unwrap();
+        let text = |page: &str| -> Vec<String> {
+            page.trim_end().lines().filter(is_code).map(str::to_owned).collect()
+        };
+        assert_eq!(text(&run.stdout), text(golden), "{name}");
+        assert_eq!(
+            run.stdout.matches("src=\"data:image/svg+xml;base64,").count(),
+            golden.matches("src=\"").count()
+        );
     }
 }
 
@@ -147,16 +293,26 @@ fn chunks_of_the_golden_tree_have_the_golden_digests() {
     let Some((shared, tree)) = golden_tree() else { return };
     let world = World::new();
     let spec = format!("root.pxar:{}", tree.display());
-    let run = world.ok(&format!("backup {spec} --backup-id plain --backup-time 1700000000"));
-    run.says("bad pattern in \"excl/bad\": trailing backslash in pattern");
-    let path = "host/plain/2023-11-14T22:13:20Z/root.pxar.didx";
-    let (golden, ours) =
-        (chunks(&shared.join("store").join(path)), chunks(&world.repo().join(path)));
-    assert_eq!(golden.len(), ours.len());
-    let differing: Vec<usize> = (0..golden.len()).filter(|i| golden[*i] != ours[*i]).collect();
-    assert_eq!(differing, [0, golden.len() - 1]);
-    // Six entries out that the documentation excludes, one in that it does not.
-    assert_eq!(golden[0].0 - ours[0].0, 605);
+    let key = key(&shared, "plain.key");
+    let with_key = format!("--keyfile {key}");
+    let signed = format!("{with_key} --crypt-mode sign-only");
+    for (id, at, time, options) in [
+        ("plain", "2023-11-14T22:13:20Z", 1_700_000_000, ""),
+        ("enc", "2023-11-14T22:13:30Z", 1_700_000_010, &with_key),
+        ("signed", "2023-11-14T22:13:50Z", 1_700_000_030, &signed),
+    ] {
+        let line = format!("backup {spec} --backup-id {id} --backup-time {time} {options}");
+        let run = world.ok(line.trim_end());
+        run.says("bad pattern in \"excl/bad\": trailing backslash in pattern");
+        let path = format!("host/{id}/{at}/root.pxar.didx");
+        let (golden, ours) =
+            (chunks(&shared.join("store").join(&path)), chunks(&world.repo().join(&path)));
+        assert_eq!(golden.len(), ours.len());
+        let differing: Vec<usize> = (0..golden.len()).filter(|i| golden[*i] != ours[*i]).collect();
+        assert_eq!(differing, [0, golden.len() - 1], "{id}");
+        // Six entries out that the documentation excludes, one in that it does not.
+        assert_eq!(golden[0].0 - ours[0].0, 605);
+    }
 }
 
 /// Where the rules agree, everything is the same: whole indexes, checksums, catalogs.

@@ -55,6 +55,18 @@ impl World {
         Run::from(output)
     }
 
+    /// Runs it at a terminal, and types each answer when its prompt has come. All that it prints
+    /// is in `stdout`.
+    pub fn typed<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        answers: &[(&str, &str)],
+    ) -> Run {
+        let mut command = self.command();
+        command.args(arguments);
+        crate::terminal::run(command, answers)
+    }
+
     /// Runs words separated by blanks; it must succeed.
     pub fn ok(&self, line: &str) -> Run {
         let run = self.run(line.split(' '));

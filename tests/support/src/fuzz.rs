@@ -6,23 +6,48 @@ use keepwell_engine::pattern::Pattern;
 use keepwell_model::catalog::{CatalogError, CatalogReader};
 use keepwell_model::{ArchiveName, Blob, Index, Manifest, Namespace, SnapshotId, size};
 use keepwell_sdk::EntryKind;
-use keepwell_seal::{Chunker, Opener, Sealer};
+use keepwell_seal::{
+    Chunker, EncryptionKey, KdfKind, KeyFile, MasterKey, MasterPublicKey, Opener, Sealer,
+};
 use plugin_pxar::decode::{Decoder, Next};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("blob", blob),
     ("dynamic_index", dynamic_index),
     ("fixed_index", fixed_index),
     ("manifest", manifest),
+    ("key_file", key_file),
     ("catalog", catalog),
     ("pxar", pxar),
     ("pattern", pattern),
     ("names", names),
 ];
+
+fn key() -> EncryptionKey {
+    EncryptionKey::from_raw([7; 32].into())
+}
+
+/// Key files, and keys in PEM. What is read is written and read to the same.
+pub fn key_file(data: &[u8]) {
+    if let Ok(file) = KeyFile::parse(data) {
+        let json = file.to_json();
+        assert_eq!(KeyFile::parse(json.as_bytes()).ok().map(|file| file.to_json()), Some(json));
+        // Deriving a key from a passphrase takes long on purpose.
+        if file.kdf() == KdfKind::None {
+            let _ = file.unlock(b"");
+        }
+    }
+    let _ = MasterPublicKey::from_pem(data);
+    if let Ok(text) = std::str::from_utf8(data)
+        && !MasterKey::is_locked(text)
+    {
+        let _ = MasterKey::from_pem(text, b"");
+    }
+}
 
 /// Envelope and compressed content; also with a checksum made right, to come further.
 pub fn blob(data: &[u8]) {
@@ -30,7 +55,7 @@ pub fn blob(data: &[u8]) {
         if let Ok(blob) = Blob::parse(bytes)
             && let Ok(mut opener) = Opener::new()
         {
-            let _ = opener.open(blob);
+            let _ = opener.open(blob, Some(&key()));
         }
     };
     open(data.to_vec());
@@ -40,7 +65,9 @@ pub fn blob(data: &[u8]) {
         let bytes = blob.into_bytes();
         open(bytes.clone());
         if let Ok(mut opener) = Opener::new() {
-            let _ = opener.open_chunk(bytes, &Sealer::digest(data), 4096);
+            let key = key();
+            let _ = opener.open_chunk(bytes.clone(), &Sealer::digest(data, None), 4096, None);
+            let _ = opener.open_chunk(bytes, &key.digest(data), 4096, Some(&key));
         }
     }
 }
@@ -88,7 +115,11 @@ pub fn manifest(data: &[u8]) {
     if let Ok(manifest) = Manifest::parse(data) {
         let again = Manifest::parse(&manifest.to_json());
         assert_eq!(again.ok().as_ref(), Some(&manifest));
-        let _ = (manifest.notes(), manifest.key_fingerprint(), manifest.verify_failed());
+        let _ = (manifest.notes(), manifest.key_fingerprint().is_ok(), manifest.verify_failed());
+    }
+    // What is signed does not depend on white space and order.
+    if let Ok(text) = Manifest::signed_text(data) {
+        assert_eq!(Manifest::signed_text(&text).ok(), Some(text));
     }
 }
 
