@@ -10,6 +10,7 @@ mod crash;
 mod damage;
 mod encryption;
 mod faults;
+mod garbage;
 mod golden;
 mod hostile;
 mod keys;

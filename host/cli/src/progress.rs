@@ -45,6 +45,11 @@ pub(crate) struct Shower {
 }
 
 impl Shower {
+    /// Without a bar: for what is said before anything runs.
+    pub(crate) fn plain() -> Self {
+        Self { bar: None, turn: Arc::default() }
+    }
+
     /// A line above the bar.
     pub(crate) fn line(&self, text: &str) {
         let print = || {

@@ -242,7 +242,7 @@ fn write_parts(file: &mut File, [header, payload]: [&[u8]; 2]) -> io::Result<()>
 }
 
 /// Sets the access time, which garbage collection goes by, and nothing else.
-fn touch_file(path: &Path) -> io::Result<()> {
+pub(crate) fn touch_file(path: &Path) -> io::Result<()> {
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW as _ };
     let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ };
     let times = Timestamps { last_access: now, last_modification: keep };

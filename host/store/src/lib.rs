@@ -8,6 +8,7 @@ pub mod conformance;
 mod crashed;
 mod dir;
 pub mod faulty;
+mod garbage;
 mod layout;
 mod lock;
 mod memory;
@@ -15,6 +16,7 @@ mod session;
 mod snapshots;
 
 pub use dir::DirChunks;
+pub use garbage::{Collection, GarbageStatus};
 pub use layout::Layout;
 pub use memory::MemoryChunks;
 pub use snapshots::DirStore;

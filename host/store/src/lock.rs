@@ -58,20 +58,36 @@ pub(crate) struct WriterLock {
 
 impl WriterLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
-        let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
-        let mut options = std::fs::OpenOptions::new();
-        let file =
-            options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-        match record_lock(&file, libc::F_RDLCK) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                Err(StoreError::Locked {
-                    what: format!("datastore '{}'", path.parent().unwrap_or(path).display()),
-                    why: "another process is collecting garbage; try again when it is done",
-                })
-            }
-            Err(source) => Err(StoreError::Io { action: "lock", path: path.to_owned(), source }),
-        }
+        let why = "another process is collecting garbage; try again when it is done";
+        Ok(Self { _file: lock_store(path, libc::F_RDLCK, why)? })
+    }
+}
+
+/// All of `.lock`, held until dropped: nobody writes meanwhile.
+pub(crate) struct CollectorLock {
+    _file: File,
+}
+
+impl CollectorLock {
+    pub(crate) fn acquire(path: &Path) -> Result<Self> {
+        let why = "a backup or another garbage collection is running; try again when it is done";
+        Ok(Self { _file: lock_store(path, libc::F_WRLCK, why)? })
+    }
+}
+
+/// Opens a store's lock file and locks it.
+fn lock_store(path: &Path, kind: libc::c_int, why: &'static str) -> Result<File> {
+    let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
+    let mut options = std::fs::OpenOptions::new();
+    let file =
+        options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+    match record_lock(&file, kind) {
+        Ok(()) => Ok(file),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(StoreError::Locked {
+            what: format!("datastore '{}'", path.parent().unwrap_or(path).display()),
+            why,
+        }),
+        Err(source) => Err(StoreError::Io { action: "lock", path: path.to_owned(), source }),
     }
 }
 

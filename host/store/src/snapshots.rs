@@ -82,6 +82,14 @@ impl DirStore {
         Ok(Self { layout, keeper, chunks })
     }
 
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn keeper(&self) -> Keeper {
+        self.keeper
+    }
+
     /// Chunks without a session, for verification and tests.
     pub fn chunks(&self) -> &dyn ChunkStore {
         &self.chunks

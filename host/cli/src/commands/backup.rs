@@ -259,20 +259,15 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let plan = plan(plugins, matches)?;
+    // A bar would run over the prompt for a password.
+    let shower = Shower::plain();
+    announce(&plan, &shower);
+    let keys = plan.parameters.prepare(&|text| shower.line(text))?;
     let counters = Arc::new(Counters::default());
     let cancel = cancel_on_signal();
     let (report, notices) = Report::new();
     let progress = Progress::start(matches, counters.clone());
     let shower = progress.shower.clone();
-    announce(&plan, &shower);
-    let keys = plan.parameters.prepare(&|text| shower.line(text));
-    let keys = match keys {
-        Ok(keys) => keys,
-        Err(error) => {
-            progress.finish();
-            return Err(error);
-        }
-    };
     let printer = print_in_background(notices, shower.clone());
     let outcome = if is_set(matches, "dry-run") {
         drop(report);

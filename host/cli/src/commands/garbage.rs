@@ -1,0 +1,44 @@
+//! `garbage-collect`: removes chunks that no snapshot needs.
+
+use super::cancel_on_signal;
+use crate::args::{output_format, repository};
+use crate::output::{check_format, message, print, wanted_format};
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use crate::terminal::now;
+use anyhow::Result;
+use clap::{ArgMatches, Command};
+use keepwell_store::Collection;
+use std::io::Write;
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    Command::new("garbage-collect")
+        .about("Remove chunks that no snapshot has needed for a day")
+        .arg(repository())
+        .arg(output_format(plugins))
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    check_format(plugins, matches)?;
+    let repository = Repository::find(matches.get_one("repository"))?;
+    let store = repository.open()?;
+    let cancel = cancel_on_signal();
+    // For programs only the result counts.
+    let quiet = wanted_format(matches) != "text";
+    let mut out = std::io::stdout().lock();
+    let mut say = |line: &str| {
+        if !quiet {
+            // Who reads may have seen enough; the collection goes on.
+            let _ = writeln!(out, "{line}");
+        }
+    };
+    say(&format!("starting garbage collection on store {repository}"));
+    let collection =
+        Collection { now: now(), upid: None, say: &mut say, is_over: &|| cancel.is_cancelled() };
+    let status = store.collect_garbage(collection)?;
+    drop(out);
+    if quiet {
+        print(plugins, matches, &message(serde_json::to_value(&status)?, ""))?;
+    }
+    Ok(())
+}

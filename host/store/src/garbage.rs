@@ -1,0 +1,542 @@
+//! Garbage collection: shared/spec/semantics.md §4.
+//!
+//! Marks what the indexes name by setting its access time, then removes chunks that nobody has
+//! marked for 24 hours and 5 minutes. It runs alone: writers hold a share of the lock that it takes
+//! whole, so every index that counts is there to be read. It begins with a test that access times
+//! can be set here at all, and ends at the first index that it can't read: what that names would be
+//! lost.
+
+use crate::dir::{io, open_regular, temporary_suffix, touch_file, write_durably};
+use crate::lock::CollectorLock;
+use crate::{DirStore, Result, StoreError};
+use keepwell_model::{ChunkDigest, Index};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::fs::{self, FileTimes};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Unused chunks stay as long as an access time may be wrong on a file system with `relatime`.
+const GRACE_SECONDS: i64 = 24 * 3600;
+const SLACK_SECONDS: i64 = 5 * 60;
+/// Digests remembered in each of two generations: 32 bytes each.
+const MARKED_MAX: usize = 1 << 19;
+/// `<digest>.tmp_XXXXXX`: what an interrupted write left.
+const LEFTOVER_LENGTH: usize = 75;
+
+/// What a collection found and did; the form of `.gc-status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GarbageStatus {
+    pub upid: Option<String>,
+    pub index_file_count: u64,
+    /// sizes of all archives
+    pub index_data_bytes: u64,
+    pub disk_bytes: u64,
+    pub disk_chunks: u64,
+    pub removed_bytes: u64,
+    pub removed_chunks: u64,
+    /// unused, but not for long enough
+    pub pending_bytes: u64,
+    pub pending_chunks: u64,
+    pub removed_bad: u64,
+    pub still_bad: u64,
+}
+
+/// How a collection runs.
+pub struct Collection<'a> {
+    /// seconds since the epoch
+    pub now: i64,
+    /// of the task, where there is one
+    pub upid: Option<String>,
+    /// hears each line of the log
+    pub say: &'a mut dyn FnMut(&str),
+    /// asked again and again; true ends the collection
+    pub is_over: &'a dyn Fn() -> bool,
+}
+
+impl DirStore {
+    /// Removes chunks that no index names. Fails at once where a backup or another collection is
+    /// running.
+    pub fn collect_garbage(&self, collection: Collection<'_>) -> Result<GarbageStatus> {
+        let _lock = CollectorLock::acquire(&self.layout().lock())?;
+        self.check_access_times()?;
+        let started = collection.now;
+        let status = GarbageStatus { upid: collection.upid.clone(), ..GarbageStatus::default() };
+        let mut run = Run { store: self, collection, status, started, leftovers: 0 };
+        run.mark()?;
+        run.sweep()?;
+        run.summarise();
+        let json = serde_json::to_vec(&run.status).unwrap_or_default();
+        write_durably(&self.layout().root().join(".gc-status"), &json, self.keeper())?;
+        Ok(run.status)
+    }
+
+    /// A file system that does not keep access times would lose every chunk.
+    fn check_access_times(&self) -> Result<()> {
+        let path = self.layout().chunks().join(format!("atime.tmp_{}", temporary_suffix()));
+        let outcome = (|| {
+            let file = fs::File::create_new(&path).map_err(io("create", &path))?;
+            let past = UNIX_EPOCH + Duration::from_secs(86_400);
+            let times = FileTimes::new().set_accessed(past);
+            file.set_times(times).map_err(io("touch", &path))?;
+            let accessed = || fs::symlink_metadata(&path).map(|metadata| metadata.atime());
+            let before = accessed().map_err(io("examine", &path))?;
+            touch_file(&path).map_err(io("touch", &path))?;
+            let after = accessed().map_err(io("examine", &path))?;
+            if before == 86_400 && after > before {
+                return Ok(());
+            }
+            Err(StoreError::Refused(format!(
+                "the file system of '{}' does not keep access times: garbage can't be told from \
+                 chunks in use",
+                self.layout().root().display()
+            )))
+        })();
+        let _ = fs::remove_file(&path);
+        outcome
+    }
+}
+
+struct Run<'s, 'a> {
+    store: &'s DirStore,
+    collection: Collection<'a>,
+    status: GarbageStatus,
+    started: i64,
+    leftovers: u64,
+}
+
+/// Digests that were touched a short while ago; bounded.
+#[derive(Default)]
+struct Marked {
+    young: HashSet<ChunkDigest>,
+    old: HashSet<ChunkDigest>,
+}
+
+impl Marked {
+    /// Whether it is new here.
+    fn insert(&mut self, digest: ChunkDigest) -> bool {
+        if self.young.contains(&digest) || self.old.contains(&digest) {
+            return false;
+        }
+        if self.young.len() >= MARKED_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(digest)
+    }
+}
+
+impl Run<'_, '_> {
+    fn say(&mut self, text: &str) {
+        (self.collection.say)(text);
+    }
+
+    fn check(&self) -> Result<()> {
+        match (self.collection.is_over)() {
+            true => Err(StoreError::Refused("interrupted: garbage may remain".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Says a line each time another percent is done.
+    fn progress(&mut self, shown: &mut u64, done: u64, of: u64, line: impl Fn(u64) -> String) {
+        let percent = (done * 100).checked_div(of).unwrap_or(100);
+        if percent > *shown {
+            *shown = percent;
+            self.say(&line(percent));
+        }
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        self.say("Start GC phase1 (mark used chunks)");
+        let mut indexes = Vec::new();
+        find_indexes(self.store.layout().root(), &mut indexes)?;
+        let (count, mut shown) = (indexes.len() as u64, 0);
+        let (mut marked, mut touched, mut named) = (Marked::default(), 0u64, 0u64);
+        for (done, path) in (1..).zip(indexes) {
+            self.check()?;
+            if let Some(index) = read_index(&path)? {
+                self.status.index_file_count += 1;
+                self.status.index_data_bytes += index.size();
+                for chunk in index.chunks() {
+                    named += 1;
+                    if marked.insert(chunk.digest) {
+                        touched += 1;
+                        self.mark_chunk(&chunk.digest, &path)?;
+                    }
+                }
+            }
+            self.progress(&mut shown, done, count, |percent| {
+                format!("marked {percent}% ({done} of {count} index files)")
+            });
+        }
+        let saved = named - touched;
+        self.say(&format!("marked {touched} chunks, saved touching {saved} of them again"));
+        Ok(())
+    }
+
+    fn mark_chunk(&mut self, digest: &ChunkDigest, index: &Path) -> Result<()> {
+        let path = self.store.layout().chunk(digest);
+        match touch_file(&path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("touch", &path)(error)),
+        }
+        let index = index.display();
+        self.say(&format!(
+            "warning: unable to access non-existent chunk {digest}, required by \"{index}\""
+        ));
+        // What was moved aside may be all that is left of it.
+        for n in 0..10 {
+            let _ = touch_file(&path.with_extension(format!("{n}.bad")));
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        self.say("Start GC phase2 (sweep unused chunks)");
+        let oldest = self.started - GRACE_SECONDS - SLACK_SECONDS;
+        let (mut shown, mut count) = (0, 0u64);
+        for prefix in 0..=u16::MAX {
+            self.check()?;
+            let dir = self.store.layout().chunk_dir(prefix);
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => Some(entries),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(io("read", &dir)(error)),
+            };
+            for entry in entries.into_iter().flatten() {
+                let entry = entry.map_err(io("read", &dir))?;
+                let Some(kind) = Kind::of(&entry.file_name().to_string_lossy()) else { continue };
+                self.sweep_file(&entry.path(), kind, oldest)?;
+                count += u64::from(kind != Kind::Leftover);
+            }
+            self.progress(&mut shown, u64::from(prefix) + 1, 1 << 16, |percent| {
+                format!("processed {percent}% ({count} chunks)")
+            });
+        }
+        Ok(())
+    }
+
+    fn sweep_file(&mut self, path: &Path, kind: Kind, oldest: i64) -> Result<()> {
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(io("examine", path)(error)),
+        };
+        let (used, bytes) = (metadata.atime(), metadata.len());
+        let status = &mut self.status;
+        if used < oldest && (kind != Kind::Leftover || metadata.mtime() < oldest) {
+            fs::remove_file(path).map_err(io("remove", path))?;
+            status.removed_bytes += bytes;
+            match kind {
+                Kind::Chunk => status.removed_chunks += 1,
+                Kind::Bad => status.removed_bad += 1,
+                Kind::Leftover => self.leftovers += 1,
+            }
+        } else if used < self.started {
+            match kind {
+                Kind::Chunk => {
+                    status.pending_chunks += 1;
+                    status.pending_bytes += bytes;
+                }
+                Kind::Bad => status.still_bad += 1,
+                Kind::Leftover => {}
+            }
+        } else if kind == Kind::Chunk {
+            status.disk_chunks += 1;
+            status.disk_bytes += bytes;
+        }
+        Ok(())
+    }
+
+    fn summarise(&mut self) {
+        let status = self.status.clone();
+        let human = keepwell_model::size::human;
+        self.say(&format!("Removed garbage: {}", human(status.removed_bytes)));
+        self.say(&format!("Removed chunks: {}", status.removed_chunks));
+        if status.pending_chunks > 0 {
+            let (bytes, chunks) = (human(status.pending_bytes), status.pending_chunks);
+            self.say(&format!("Pending removals: {bytes} (in {chunks} chunks)"));
+        }
+        if status.removed_bad > 0 {
+            self.say(&format!("Removed bad chunks: {}", status.removed_bad));
+        }
+        if status.still_bad > 0 {
+            self.say(&format!("Leftover bad chunks: {}", status.still_bad));
+        }
+        if self.leftovers > 0 {
+            self.say(&format!("Removed leftovers of interrupted writes: {}", self.leftovers));
+        }
+        self.say(&format!("Original data usage: {}", human(status.index_data_bytes)));
+        let (data, disk) = (status.index_data_bytes as f64, status.disk_bytes as f64);
+        let share = if data > 0.0 { disk * 100.0 / data } else { 0.0 };
+        self.say(&format!("On-Disk usage: {} ({share:.2}%)", human(status.disk_bytes)));
+        self.say(&format!("On-Disk chunks: {}", status.disk_chunks));
+        let factor = if disk > 0.0 { data / disk } else { 1.0 };
+        self.say(&format!("Deduplication factor: {factor:.2}"));
+        if let Some(average) = status.disk_bytes.checked_div(status.disk_chunks) {
+            self.say(&format!("Average chunk size: {}", human(average)));
+        }
+    }
+}
+
+/// What lies in a directory of chunks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chunk,
+    /// moved aside
+    Bad,
+    /// of an interrupted write
+    Leftover,
+}
+
+impl Kind {
+    fn of(name: &str) -> Option<Self> {
+        let (digest, rest) = name.split_at_checked(64)?;
+        digest.parse::<ChunkDigest>().ok()?;
+        match rest {
+            "" => Some(Self::Chunk),
+            _ if rest.len() == 6 && rest.ends_with(".bad") => Some(Self::Bad),
+            _ if name.len() == LEFTOVER_LENGTH && rest.starts_with(".tmp_") => Some(Self::Leftover),
+            _ => None,
+        }
+    }
+}
+
+/// Indexes anywhere in the store, in the order of their paths. Hidden names are left out.
+fn find_indexes(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io("read", dir))? {
+        let entry = entry.map_err(io("read", dir))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            let kind = entry.file_type().map_err(io("examine", &entry.path()))?;
+            entries.push((entry.path(), kind));
+        }
+    }
+    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (path, kind) in entries {
+        if kind.is_dir() {
+            match find_indexes(&path, found) {
+                // Snapshots may go away while this runs.
+                Err(StoreError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(StoreError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::PermissionDenied
+                        && path.ends_with("lost+found") => {}
+                other => other?,
+            }
+        } else if kind.is_file()
+            && path.extension().is_some_and(|kind| kind == "didx" || kind == "fidx")
+        {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// An index, or none where it is gone.
+fn read_index(path: &Path) -> Result<Option<Index>> {
+    let mut bytes = Vec::new();
+    let read =
+        open_regular(path).and_then(|mut file| std::io::Read::read_to_end(&mut file, &mut bytes));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io("read", path)(error)),
+    }
+    let parsed = match path.extension().is_some_and(|kind| kind == "fidx") {
+        true => Index::parse_fixed(bytes),
+        false => Index::parse_dynamic(bytes),
+    };
+    parsed.map(Some).map_err(|problem| {
+        StoreError::Refused(format!(
+            "can't open index '{}': {problem} - nothing was removed, since its chunks can't be \
+             told; forget its snapshot if it is lost",
+            path.display()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{IndexLayout, SnapshotStore};
+    use keepwell_model::{Blob, BlobKind, Namespace, SealedChunk, SnapshotId};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    struct World {
+        dir: tempfile::TempDir,
+        store: DirStore,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join(".chunks")).unwrap();
+            let store = DirStore::open(dir.path()).unwrap();
+            Self { dir, store }
+        }
+
+        fn digest(number: u8) -> ChunkDigest {
+            ChunkDigest::from_bytes([number; 32])
+        }
+
+        /// A snapshot whose archive consists of these chunks.
+        fn back_up(&self, time: &str, chunks: &[u8]) {
+            let snapshot: SnapshotId = format!("host/a/{time}").parse().unwrap();
+            let session = self.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
+            let name = "root.pxar.didx".parse().unwrap();
+            let mut index = session.create_index(&name, IndexLayout::Dynamic).unwrap();
+            for number in chunks {
+                let payload = [*number; 100];
+                let sealed =
+                    SealedChunk::new(Self::digest(*number), 100, BlobKind::Plain, &payload);
+                index.append(&session.chunks().insert(&sealed).unwrap()).unwrap();
+            }
+            index.finish().unwrap();
+            session.finish(&Blob::seal(BlobKind::Plain, vec![0; 12]).unwrap()).unwrap();
+        }
+
+        fn path(&self, number: u8) -> PathBuf {
+            self.store.layout().chunk(&Self::digest(number))
+        }
+
+        /// The file system's clock.
+        fn now(&self) -> i64 {
+            let path = self.dir.path().join(".clock");
+            fs::write(&path, b"").unwrap();
+            fs::metadata(&path).unwrap().mtime()
+        }
+
+        /// As if nobody had used it for so long.
+        fn age(&self, path: &Path, by: Duration) {
+            let past = UNIX_EPOCH + Duration::from_secs(self.now() as u64) - by;
+            let times = FileTimes::new().set_accessed(past).set_modified(past);
+            fs::File::options().write(true).open(path).unwrap().set_times(times).unwrap();
+        }
+
+        fn collect(&self) -> (Result<GarbageStatus>, Vec<String>) {
+            let mut lines = Vec::new();
+            let mut say = |line: &str| lines.push(line.to_owned());
+            let now = self.now();
+            let collection = Collection { now, upid: None, say: &mut say, is_over: &|| false };
+            let outcome = self.store.collect_garbage(collection);
+            (outcome, lines)
+        }
+    }
+
+    #[test]
+    fn only_what_nobody_has_used_for_a_day_is_removed() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1, 2, 1]);
+        world.back_up("2020-01-02T00:00:00Z", &[2, 3]);
+        world.back_up("2020-01-03T00:00:00Z", &[4, 5, 6]);
+        let old = DAY * 2;
+        for number in 1..=6 {
+            world.age(&world.path(number), old);
+        }
+        let namespace = Namespace::default();
+        world.store.forget(&namespace, &"host/a/2020-01-03T00:00:00Z".parse().unwrap()).unwrap();
+        world.age(&world.path(5), DAY);
+        world.age(&world.path(6), DAY + Duration::from_secs(360));
+        let bad = world.path(7).with_extension("0.bad");
+        fs::create_dir_all(bad.parent().unwrap()).unwrap();
+        let leftover = world.path(7).with_extension("tmp_abcDEF");
+        let young = world.path(7).with_extension("tmp_abcDEG");
+        let strange = world.path(7).with_extension("keep");
+        for path in [&bad, &leftover, &young, &strange] {
+            fs::write(path, b"x").unwrap();
+        }
+        for path in [&bad, &leftover, &strange] {
+            world.age(path, old);
+        }
+        let (status, lines) = world.collect();
+        let status = status.unwrap();
+        assert_eq!((status.index_file_count, status.index_data_bytes), (2, 500));
+        assert_eq!((status.disk_chunks, status.disk_bytes), (3, 3 * 112));
+        assert_eq!((status.removed_chunks, status.pending_chunks), (2, 1));
+        assert_eq!((status.removed_bad, status.still_bad), (1, 0));
+        let there = (1..=6).filter(|number| world.path(*number).exists());
+        assert_eq!(there.collect::<Vec<_>>(), [1, 2, 3, 5]);
+        assert!(!bad.exists() && !leftover.exists() && young.exists() && strange.exists());
+        assert!(
+            lines.contains(&"marked 3 chunks, saved touching 2 of them again".into()),
+            "{lines:?}"
+        );
+        assert!(lines.contains(&"Pending removals: 112 B (in 1 chunks)".into()), "{lines:?}");
+        let stored = fs::read_to_string(world.dir.path().join(".gc-status")).unwrap();
+        let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        assert_eq!(stored["disk-chunks"], 3);
+    }
+
+    #[test]
+    fn a_missing_chunk_keeps_what_was_moved_aside_for_it() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1]);
+        let bad = world.path(1).with_extension("0.bad");
+        fs::rename(world.path(1), &bad).unwrap();
+        world.age(&bad, DAY * 2);
+        let (status, lines) = world.collect();
+        assert_eq!((status.unwrap().removed_bad, bad.exists()), (0, true));
+        assert!(lines.iter().any(|line| line.contains("unable to access non-existent chunk 0101")));
+    }
+
+    #[test]
+    fn an_index_that_cannot_be_read_stops_it_before_anything_goes() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1]);
+        world.back_up("2020-01-02T00:00:00Z", &[2]);
+        let index = world.dir.path().join("host/a/2020-01-02T00:00:00Z/root.pxar.didx");
+        fs::write(&index, b"garbage").unwrap();
+        for number in [1, 2] {
+            world.age(&world.path(number), DAY * 2);
+        }
+        let (status, _) = world.collect();
+        let error = status.unwrap_err().to_string();
+        assert!(
+            error.contains("root.pxar.didx") && error.contains("nothing was removed"),
+            "{error}"
+        );
+        assert!(world.path(1).exists() && world.path(2).exists());
+    }
+
+    #[test]
+    fn it_does_not_run_beside_writers_nor_they_beside_it() {
+        let world = World::new();
+        let snapshot = "host/a/2020-01-01T00:00:00Z".parse().unwrap();
+        let session = world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
+        assert!(matches!(world.collect().0, Err(StoreError::Locked { .. })));
+        drop(session);
+        let mut tried = None;
+        let mut say = |_: &str| {
+            tried.get_or_insert_with(|| {
+                world.store.begin(&Namespace::default(), &snapshot, "root@pam").err()
+            });
+        };
+        let now = world.now();
+        let collection = Collection { now, upid: None, say: &mut say, is_over: &|| false };
+        world.store.collect_garbage(collection).unwrap();
+        assert!(matches!(tried, Some(Some(StoreError::Locked { .. }))));
+        world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
+    }
+
+    #[test]
+    fn the_memory_of_marks_is_bounded() {
+        let mut marked = Marked::default();
+        let digest = |number: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&number.to_le_bytes());
+            ChunkDigest::from_bytes(bytes)
+        };
+        for number in 0..3 * MARKED_MAX as u32 {
+            assert!(marked.insert(digest(number)));
+            assert!(!marked.insert(digest(number)));
+        }
+        assert!(marked.young.len() + marked.old.len() <= 2 * MARKED_MAX);
+        assert!(marked.insert(digest(0)), "what was long ago is forgotten");
+    }
+}
