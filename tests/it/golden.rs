@@ -96,6 +96,24 @@ fn every_golden_snapshot_restores_to_its_manifest() {
 }
 
 #[test]
+fn the_golden_store_is_found_sound_and_holds_no_garbage() {
+    let Some(shared) = shared() else { return };
+    let world = golden_world(&shared);
+    let run = world.ok("verify");
+    assert!(run.stdout.contains("verified 12.83/42.56 MiB in "), "{}", run.stdout);
+    assert!(!run.stdout.contains("damaged"), "{}", run.stdout);
+    let key = key(&shared, "plain.key");
+    // The outcome is written where no signature covers it.
+    world.ok(&format!("restore host/signed root.pxar - --keyfile {key}"));
+    let status = world.ok("garbage-collect --output-format json").json();
+    assert_eq!(
+        (status["removed-chunks"].as_u64(), status["pending-chunks"].as_u64()),
+        (Some(0), Some(0))
+    );
+    assert!(status["disk-chunks"].as_u64().unwrap() > 10);
+}
+
+#[test]
 fn golden_images_and_blobs_restore_to_the_same_bytes() {
     let Some(shared) = shared() else { return };
     let world = golden_world(&shared);

@@ -20,3 +20,4 @@ mod pxar_tool;
 mod roundtrip;
 mod support;
 mod terminal;
+mod verify;

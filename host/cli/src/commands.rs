@@ -12,6 +12,7 @@ mod pxar;
 mod restore;
 mod snapshot;
 mod status;
+mod verify;
 mod version;
 
 use crate::plugins::Plugins;
@@ -38,6 +39,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         prune::command(plugins),
         catalog::command(plugins),
         garbage::command(plugins),
+        verify::command(),
         status::command(plugins),
         pxar::command(plugins),
         key::command(plugins),
@@ -67,6 +69,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "status" => status::run(plugins, matches),
         "key" => key::run(plugins, matches),
         "upload-log" => snapshot::upload_log(matches),
+        "verify" => verify::run(matches),
         "garbage-collect" => garbage::run(plugins, matches),
         "pxar" => pxar::run(plugins, matches),
         "version" => version::run(plugins, matches),

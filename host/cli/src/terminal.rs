@@ -1,6 +1,7 @@
 //! The process's surroundings: log, terminal, limits, clock, who and where we are.
 
 use chrono::{Local, TimeZone};
+use keepwell_model::Upid;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -107,6 +108,25 @@ pub(crate) const CTIME: &str = "%a %b %e %H:%M:%S %Y";
 pub(crate) fn node_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// The name of a task of this process.
+pub(crate) fn upid(kind: &str, id: String) -> Upid {
+    let pid = std::process::id();
+    // The 22nd field; the second, in parentheses, may hold blanks.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let process_start = behind_name.split_ascii_whitespace().nth(19);
+    Upid {
+        node: node_name(),
+        pid,
+        process_start: process_start.and_then(|field| field.parse().ok()).unwrap_or(0),
+        task: 0,
+        start: now(),
+        kind: kind.to_owned(),
+        id: Some(id),
+        user: owner(),
+    }
 }
 
 /// Who owns new groups of a local repository.

@@ -1,4 +1,4 @@
-//! The verbs: backup, restore, list, prune, catalog. And the seams that plugins implement.
+//! The verbs: backup, restore, list, prune, verify, catalog. And the seams that plugins implement.
 //!
 //! One file per verb. The data plane is here: reading, chunking, sealing, storing and writing on
 //! native threads with bounded queues. Archive formats are not: those are plugins behind
@@ -22,6 +22,7 @@ pub mod restore;
 pub mod sink;
 pub mod snapshot;
 pub mod stream;
+pub mod verify;
 
 pub use error::EngineError;
 pub use progress::{Cancel, Counters};

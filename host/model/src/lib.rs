@@ -11,7 +11,9 @@ pub mod digest;
 pub mod index;
 pub mod manifest;
 pub mod names;
+pub mod recent;
 pub mod size;
+pub mod upid;
 
 pub use blob::{Blob, BlobKind};
 pub use chunk::{SealedChunk, StoredChunk};
@@ -21,3 +23,5 @@ pub use manifest::Manifest;
 pub use names::{
     ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
 };
+pub use recent::RecentDigests;
+pub use upid::Upid;

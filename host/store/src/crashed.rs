@@ -5,9 +5,9 @@
 //! that was cut off: all chunks written since it was made are looked at, once, and those that are
 //! damaged are moved out of the way, so that the next backup writes them again.
 
+use crate::Result;
 use crate::dir::{Keeper, io, temporary_suffix};
 use crate::layout::Layout;
-use crate::{Result, StoreError};
 use keepwell_model::{Blob, ChunkDigest};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
@@ -100,12 +100,17 @@ fn check_chunk(path: &Path) -> Result<()> {
     if Blob::parse(bytes).is_ok() {
         return Ok(());
     }
+    tracing::warn!("chunk {} is damaged and was moved aside", path.display());
+    set_aside(path).map(|_| ())
+}
+
+/// Gives a damaged chunk the name of such, and returns that; none where the chunk is gone.
+pub(crate) fn set_aside(path: &Path) -> Result<Option<PathBuf>> {
     let free = (0..9).map(|n| path.with_extension(format!("{n}.bad"))).find(|bad| !bad.exists());
     let bad = free.unwrap_or_else(|| path.with_extension("9.bad"));
-    tracing::warn!("chunk {} is damaged and was moved aside", path.display());
-    fs::rename(path, &bad).map_err(|source| StoreError::Io {
-        action: "move aside",
-        path: path.to_owned(),
-        source,
-    })
+    match fs::rename(path, &bad) {
+        Ok(()) => Ok(Some(bad)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io("move aside", path)(error)),
+    }
 }

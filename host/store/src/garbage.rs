@@ -9,9 +9,8 @@
 use crate::dir::{io, open_regular, temporary_suffix, touch_file, write_durably};
 use crate::lock::CollectorLock;
 use crate::{DirStore, Result, StoreError};
-use keepwell_model::{ChunkDigest, Index};
+use keepwell_model::{ChunkDigest, Index, RecentDigests};
 use serde::Serialize;
-use std::collections::HashSet;
 use std::fs::{self, FileTimes};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +19,6 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Unused chunks stay as long as an access time may be wrong on a file system with `relatime`.
 const GRACE_SECONDS: i64 = 24 * 3600;
 const SLACK_SECONDS: i64 = 5 * 60;
-/// Digests remembered in each of two generations: 32 bytes each.
-const MARKED_MAX: usize = 1 << 19;
 /// `<digest>.tmp_XXXXXX`: what an interrupted write left.
 const LEFTOVER_LENGTH: usize = 75;
 
@@ -107,26 +104,6 @@ struct Run<'s, 'a> {
     leftovers: u64,
 }
 
-/// Digests that were touched a short while ago; bounded.
-#[derive(Default)]
-struct Marked {
-    young: HashSet<ChunkDigest>,
-    old: HashSet<ChunkDigest>,
-}
-
-impl Marked {
-    /// Whether it is new here.
-    fn insert(&mut self, digest: ChunkDigest) -> bool {
-        if self.young.contains(&digest) || self.old.contains(&digest) {
-            return false;
-        }
-        if self.young.len() >= MARKED_MAX {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(digest)
-    }
-}
-
 impl Run<'_, '_> {
     fn say(&mut self, text: &str) {
         (self.collection.say)(text);
@@ -153,7 +130,7 @@ impl Run<'_, '_> {
         let mut indexes = Vec::new();
         find_indexes(self.store.layout().root(), &mut indexes)?;
         let (count, mut shown) = (indexes.len() as u64, 0);
-        let (mut marked, mut touched, mut named) = (Marked::default(), 0u64, 0u64);
+        let (mut marked, mut touched, mut named) = (RecentDigests::default(), 0u64, 0u64);
         for (done, path) in (1..).zip(indexes) {
             self.check()?;
             if let Some(index) = read_index(&path)? {
@@ -522,21 +499,5 @@ mod tests {
         world.store.collect_garbage(collection).unwrap();
         assert!(matches!(tried, Some(Some(StoreError::Locked { .. }))));
         world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
-    }
-
-    #[test]
-    fn the_memory_of_marks_is_bounded() {
-        let mut marked = Marked::default();
-        let digest = |number: u32| {
-            let mut bytes = [0; 32];
-            bytes[..4].copy_from_slice(&number.to_le_bytes());
-            ChunkDigest::from_bytes(bytes)
-        };
-        for number in 0..3 * MARKED_MAX as u32 {
-            assert!(marked.insert(digest(number)));
-            assert!(!marked.insert(digest(number)));
-        }
-        assert!(marked.young.len() + marked.old.len() <= 2 * MARKED_MAX);
-        assert!(marked.insert(digest(0)), "what was long ago is forgotten");
     }
 }

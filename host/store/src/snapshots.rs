@@ -1,6 +1,6 @@
 //! Snapshots, groups and namespaces of a directory store.
 
-use crate::crashed::{Marker, recover};
+use crate::crashed::{Marker, recover, set_aside};
 use crate::dir::{DirChunks, Keeper, io, open_regular, sync_dir, temporary_suffix, write_durably};
 use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
 use crate::lock::{DirLock, WriterLock};
@@ -10,7 +10,8 @@ use crate::{
     SnapshotStore, StoreError,
 };
 use keepwell_model::{
-    ArchiveName, BackupId, BackupTime, BackupType, Blob, GroupId, Namespace, SnapshotId,
+    ArchiveName, BackupId, BackupTime, BackupType, Blob, ChunkDigest, GroupId, Namespace,
+    SnapshotId,
 };
 use std::fs::{self, OpenOptions};
 use std::io as std_io;
@@ -88,6 +89,12 @@ impl DirStore {
 
     pub(crate) fn keeper(&self) -> Keeper {
         self.keeper
+    }
+
+    /// Moves a damaged chunk out of the way, so that the next backup stores it again. Returns where
+    /// it lies; none where it is gone.
+    pub fn set_aside(&self, digest: &ChunkDigest) -> Result<Option<std::path::PathBuf>> {
+        set_aside(&self.layout.chunk(digest))
     }
 
     /// Chunks without a session, for verification and tests.

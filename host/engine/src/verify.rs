@@ -1,0 +1,377 @@
+//! Verifies what a repository holds: shared/spec/semantics.md §5.
+//!
+//! Every file of a snapshot is compared with the manifest, and every chunk with its digest; of
+//! encrypted ones only the checksum can be checked. A damaged chunk is moved aside, so that the
+//! next backup that has its content stores it again. The outcome is written into the manifest, where
+//! no signature covers it.
+
+use crate::error::{EngineError, Result};
+use crate::progress::Cancel;
+use crate::restore::chain;
+use crate::snapshot::{UnverifiedManifest, read_index};
+use crossbeam_channel::{Sender, bounded};
+use keepwell_model::manifest::{CryptMode, ManifestFile};
+use keepwell_model::names::ArchiveKind;
+use keepwell_model::{
+    Blob, ChunkDigest, FileChecksum, GroupId, Index, Manifest, Namespace, RecentDigests,
+    SnapshotId, Upid,
+};
+use keepwell_seal::{Opener, Sealer};
+use keepwell_store::{DirStore, SnapshotReader, SnapshotStore, StoreError};
+use serde_json::json;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+const DAY_SECONDS: i64 = 86_400;
+const MIB: f64 = 1_048_576.0;
+/// Snapshots of this group are made by benchmarks.
+const BENCHMARK: &str = "host/benchmark";
+
+/// Which snapshots need not be verified again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkipVerified {
+    /// seconds since the epoch
+    pub now: i64,
+    /// not even those that were found good
+    pub none: bool,
+    /// found good longer ago than so many days, they are verified again
+    pub outdated_after: Option<i64>,
+}
+
+impl SkipVerified {
+    /// What was found damaged is always looked at again: it may have been healed.
+    fn skips(&self, manifest: &Manifest) -> bool {
+        let Some(state) = manifest.verify_state().filter(|_| !self.none) else { return false };
+        if manifest.verify_failed() {
+            return false;
+        }
+        let Some(days) = self.outdated_after else { return true };
+        let upid = state.get("upid").and_then(serde_json::Value::as_str);
+        let verified = upid.and_then(|upid| upid.parse::<Upid>().ok());
+        verified.is_some_and(|upid| (self.now - upid.start) / DAY_SECONDS <= days)
+    }
+}
+
+/// A running verification of a store.
+pub struct Verification<'a> {
+    pub store: &'a DirStore,
+    /// how lines call the store
+    pub label: String,
+    /// the task, as manifests will name it
+    pub upid: Upid,
+    pub skip: SkipVerified,
+    pub cancel: Cancel,
+    /// hears each line of the log
+    pub say: &'a mut dyn FnMut(&str),
+    pub seen: Seen,
+}
+
+/// Chunks that this verification has met.
+#[derive(Default)]
+pub struct Seen {
+    recent: RecentDigests,
+    corrupt: Mutex<HashSet<ChunkDigest>>,
+}
+
+/// A chunk to look at.
+struct Job {
+    digest: ChunkDigest,
+    length: u64,
+}
+
+/// What was found of a chunk.
+struct Finding {
+    digest: ChunkDigest,
+    stored_bytes: u64,
+    plain_bytes: u64,
+    problem: Option<Problem>,
+}
+
+enum Problem {
+    /// The chunk itself is damaged.
+    Corrupt(String),
+    /// Something else is, or it can't be told.
+    Other(String),
+}
+
+impl Verification<'_> {
+    fn say(&mut self, text: &str) {
+        (self.say)(text);
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+
+    /// All groups of the namespaces; returns what failed, as lines.
+    pub fn namespaces(&mut self, namespaces: &[Namespace]) -> Result<Vec<String>> {
+        let mut groups = Vec::new();
+        for namespace in namespaces {
+            for info in self.store.groups(namespace)? {
+                if info.group.to_string() != BENCHMARK {
+                    groups.push((namespace.clone(), info.group));
+                }
+            }
+        }
+        self.say(&format!("found {} groups", groups.len()));
+        let mut failed = Vec::new();
+        let count = groups.len();
+        for (done, (namespace, group)) in groups.into_iter().enumerate() {
+            failed.extend(self.group(&namespace, &group)?);
+            let done = done + 1;
+            let percent = done as f64 * 100.0 / count as f64;
+            self.say(&format!("percentage done: {percent:.2}% ({done}/{count} groups)"));
+        }
+        Ok(failed)
+    }
+
+    /// All snapshots of a group, the newest first; returns what failed.
+    pub fn group(&mut self, namespace: &Namespace, group: &GroupId) -> Result<Vec<String>> {
+        let mut snapshots = self.store.snapshots(namespace, Some(group))?;
+        snapshots.reverse();
+        let label = &self.label;
+        let line = format!("verify group {label}:{group} ({} snapshots)", snapshots.len());
+        self.say(&line);
+        let mut failed = Vec::new();
+        for info in snapshots {
+            if !self.snapshot(namespace, &info.snapshot)? {
+                failed.push(shown(namespace, &info.snapshot));
+            }
+        }
+        Ok(failed)
+    }
+
+    /// One snapshot; false where it is damaged.
+    pub fn snapshot(&mut self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<bool> {
+        self.check()?;
+        let name = format!("{}:{snapshot}", self.label);
+        let reader = match self.store.open(namespace, snapshot) {
+            Ok(reader) => reader,
+            Err(StoreError::SnapshotMissing { .. }) => {
+                self.say(&format!("SKIPPED: verify {name} - snapshot does not exist (anymore)."));
+                return Ok(true);
+            }
+            Err(error @ StoreError::Locked { .. }) => {
+                let text = chain(&error);
+                self.say(&format!(
+                    "SKIPPED: verify {name} - could not acquire snapshot lock: {text}"
+                ));
+                return Ok(true);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let manifest = match UnverifiedManifest::read(&*reader) {
+            Ok(manifest) => manifest.unverified(),
+            Err(error) => {
+                self.say(&format!("verify {name} - manifest load error: {}", chain(&error)));
+                return Ok(false);
+            }
+        };
+        if self.skip.skips(&manifest) {
+            self.say(&format!("SKIPPED: verify {name} (recently verified)"));
+            return Ok(true);
+        }
+        self.say(&format!("verify {name}"));
+        let mut errors = 0;
+        for file in &manifest.files {
+            self.say(&format!("  check {}", file.name));
+            let found = match file.name.kind() {
+                ArchiveKind::Blob => check_blob(&*reader, file).map(|()| 0),
+                _ => read_index(&*reader, file).and_then(|index| self.index(file, index)),
+            };
+            match found {
+                Ok(found) => errors += found,
+                Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
+                Err(error) => {
+                    errors += 1;
+                    self.say(&format!("  {}", chain(&error)));
+                }
+            }
+        }
+        drop(reader);
+        self.note(namespace, snapshot, errors == 0)?;
+        Ok(errors == 0)
+    }
+
+    /// Writes the outcome into the manifest.
+    fn note(&mut self, namespace: &Namespace, snapshot: &SnapshotId, good: bool) -> Result<()> {
+        let state = if good { "ok" } else { "failed" };
+        let state = json!({ "upid": self.upid.to_string(), "state": state });
+        let mut change = |old: Blob| {
+            let refused = |problem: String| StoreError::Refused(problem);
+            let opened = UnverifiedManifest::open(snapshot, old.into_bytes());
+            let mut manifest = opened.map_err(|error| refused(chain(&error)))?.unverified();
+            manifest.unprotected.insert("verify_state".into(), state.clone());
+            let sealed =
+                Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json(), None));
+            sealed.map_err(|problem| refused(problem.to_string()))
+        };
+        Ok(self.store.update_manifest(namespace, snapshot, &mut change)?)
+    }
+
+    /// All chunks of an index that have not been met; the number of errors.
+    fn index(&mut self, file: &ManifestFile, index: Index) -> Result<u64> {
+        let began = Instant::now();
+        let encrypted = file.crypt_mode == CryptMode::Encrypt;
+        let (store, cancel, Seen { recent, corrupt }) = (self.store, &self.cancel, &mut self.seen);
+        let corrupt = &*corrupt;
+        let (mut stored, mut plain, mut errors) = (0, 0, 0);
+        let mut lines = Vec::new();
+        let threads = thread::available_parallelism().map_or(2, usize::from).min(8);
+        thread::scope(|scope| {
+            let (jobs, work) = bounded::<Job>(threads);
+            let (findings, found) = bounded::<Finding>(threads);
+            for _ in 0..threads {
+                let (work, findings) = (work.clone(), findings.clone());
+                scope.spawn(move || {
+                    let Ok(mut opener) = Opener::new() else { return };
+                    for job in work {
+                        let finding = look_at(store, &mut opener, job, encrypted);
+                        if findings.send(finding).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            scope.spawn(move || feed(&index, recent, corrupt, &jobs, &findings, cancel));
+            for Finding { digest, stored_bytes, plain_bytes, problem } in found {
+                stored += stored_bytes;
+                plain += plain_bytes;
+                let Some(problem) = problem else { continue };
+                errors += 1;
+                match problem {
+                    Problem::Other(text) => lines.push(text),
+                    Problem::Corrupt(text) => {
+                        lines.push(format!("chunk {digest} is damaged: {text}"));
+                        corrupt.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+                        match store.set_aside(&digest) {
+                            Ok(Some(path)) => {
+                                lines.push(format!("chunk was moved to '{}'", path.display()));
+                            }
+                            Ok(None) => {}
+                            Err(error) => lines.push(chain(&error)),
+                        }
+                    }
+                }
+            }
+        });
+        for line in lines {
+            self.say(&format!("  {line}"));
+        }
+        self.check()?;
+        let seconds = began.elapsed().as_secs_f64();
+        let (stored, plain) = (stored as f64 / MIB, plain as f64 / MIB);
+        let speed = |amount: f64| if seconds > 0.0 { amount / seconds } else { 0.0 };
+        self.say(&format!(
+            "  verified {stored:.2}/{plain:.2} MiB in {seconds:.2} seconds, speed {:.2}/{:.2} MiB/s ({errors} errors)",
+            speed(stored),
+            speed(plain),
+        ));
+        Ok(errors)
+    }
+}
+
+fn shown(namespace: &Namespace, snapshot: &SnapshotId) -> String {
+    let prefix: String = namespace.components().map(|name| format!("ns/{name}/")).collect();
+    format!("{prefix}{snapshot}")
+}
+
+/// Hands out the chunks that have not been met. A chunk that was found damaged counts each time.
+fn feed(
+    index: &Index,
+    recent: &mut RecentDigests,
+    corrupt: &Mutex<HashSet<ChunkDigest>>,
+    jobs: &Sender<Job>,
+    findings: &Sender<Finding>,
+    cancel: &Cancel,
+) {
+    for chunk in index.chunks() {
+        let (digest, length) = (chunk.digest, chunk.end - chunk.start);
+        let known = corrupt.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        let sent = if known {
+            let problem = Some(Problem::Other(format!("chunk {digest} was marked as corrupt")));
+            let finding = Finding { digest, stored_bytes: 0, plain_bytes: 0, problem };
+            findings.send(finding).is_ok()
+        } else {
+            !recent.insert(digest) || jobs.send(Job { digest, length }).is_ok()
+        };
+        if !sent || cancel.is_cancelled() {
+            return;
+        }
+    }
+}
+
+fn look_at(store: &DirStore, opener: &mut Opener, job: Job, encrypted: bool) -> Finding {
+    let Job { digest, length } = job;
+    let mut finding = Finding { digest, stored_bytes: 0, plain_bytes: 0, problem: None };
+    let bytes = match store.chunks().read(&digest) {
+        Ok(bytes) => bytes,
+        Err(StoreError::ChunkMissing { .. }) => {
+            finding.problem = Some(Problem::Corrupt("it is missing".into()));
+            return finding;
+        }
+        Err(error) => {
+            finding.problem = Some(Problem::Other(chain(&error)));
+            return finding;
+        }
+    };
+    finding.stored_bytes = bytes.len() as u64;
+    finding.plain_bytes = length;
+    finding.problem = problem_of(opener, bytes, &digest, length, encrypted).err();
+    finding
+}
+
+fn problem_of(
+    opener: &mut Opener,
+    bytes: Vec<u8>,
+    digest: &ChunkDigest,
+    length: u64,
+    encrypted: bool,
+) -> std::result::Result<(), Problem> {
+    let blob = Blob::parse(bytes).map_err(|problem| Problem::Corrupt(problem.to_string()))?;
+    let mode = |encrypted| if encrypted { CryptMode::Encrypt } else { CryptMode::None };
+    if blob.kind().is_encrypted() != encrypted {
+        let (chunk, index) = (mode(!encrypted).as_str(), mode(encrypted).as_str());
+        return Err(Problem::Other(format!(
+            "chunk {digest}: chunk CryptMode {chunk} does not match index CryptMode {index}"
+        )));
+    }
+    // What is in it only who has the key can tell.
+    if encrypted {
+        return Ok(());
+    }
+    let plain = opener.open(blob, None).map_err(|problem| Problem::Corrupt(problem.to_string()))?;
+    if Sealer::digest(&plain, None) != *digest {
+        return Err(Problem::Corrupt("its content does not match its digest".into()));
+    }
+    // The chunk is what its name says: then the index is wrong.
+    if plain.len() as u64 != length {
+        let found = plain.len();
+        return Err(Problem::Other(format!(
+            "chunk {digest} holds {found} bytes, and the index says {length}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_blob(reader: &dyn SnapshotReader, file: &ManifestFile) -> Result<()> {
+    let bytes = reader.read_file(&file.name)?;
+    let damaged = |problem: String| {
+        let (snapshot, name) = (reader.snapshot().clone(), file.name.clone());
+        EngineError::Damaged { snapshot, name, problem }
+    };
+    if bytes.len() as u64 != file.size {
+        return Err(damaged(format!("wrong size ({} != {})", file.size, bytes.len())));
+    }
+    if FileChecksum::of(&bytes) != file.checksum {
+        return Err(damaged("wrong checksum".into()));
+    }
+    let blob = Blob::parse(bytes).map_err(|problem| damaged(problem.to_string()))?;
+    if blob.kind().is_encrypted() {
+        return Ok(());
+    }
+    let opened = Opener::new().and_then(|mut opener| opener.open(blob, None));
+    opened.map(|_| ()).map_err(|problem| damaged(problem.to_string()))
+}
