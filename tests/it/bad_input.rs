@@ -38,7 +38,7 @@ fn backup_refuses_before_it_touches_anything() {
         ("a.pxar:tree --include-dev /nonexistent", "unable to access '/nonexistent'"),
         ("a.pxar:tree --include-dev / --all-file-systems", "conflicts with option 'include-dev'"),
         ("a.pxar:tree --output-format xml", "no output format 'xml'"),
-        ("a.pxar:tree --keyfile k", "unable to read --keyfile 'k'"),
+        ("a.pxar:tree --keyfile k", "--keyfile: unable to read \"k\""),
         ("a.pxar:tree --no-such-option", "--no-such-option"),
         ("a.pxar:tree --repository ::::", "unable to parse repository url '::::'"),
         ("a.pxar:tree --repository u@pbs@host:8007:store", "servers come with a later version"),

@@ -167,7 +167,7 @@ fn the_key_and_the_mode_follow_from_the_options() {
         "--master-pubkey-file/--master-pubkey-fd and --crypt-mode=none are mutually exclusive",
     );
     refused("--keyfile a.key --keyfd 9", "--keyfile and --keyfd are mutually exclusive");
-    refused("--keyfile nope.key", "'nope.key'");
+    refused("--keyfile nope.key", "\"nope.key\"");
     refused("--keyfile app.conf", "encryption key 'app.conf': it is no key file");
     refused("--keyfd 77", "file descriptor 77");
     refused(
@@ -224,7 +224,7 @@ fn a_key_and_its_password_come_from_where_the_user_says() {
         (
             "PBS_ENCRYPTION_PASSWORD_FD",
             "x",
-            "unable to parse file descriptor in ENV(PBS_ENCRYPTION_PASSWORD_FD): 'x'",
+            "unable to parse file descriptor in ENV(PBS_ENCRYPTION_PASSWORD_FD)",
         ),
         (
             "PBS_ENCRYPTION_PASSWORD_FILE",
@@ -406,6 +406,35 @@ fn changed_indexes_blobs_and_chunks_are_refused() {
     world.ok(restore);
 }
 
+/// Whoever can write to the repository, and has no key, can put a plain snapshot in place of another.
+#[test]
+fn a_snapshot_that_no_key_protects_is_told_from_the_others() {
+    let world = world();
+    back_up(&world, 1_700_000_000, "");
+    let run = world.ok("restore host/me app.conf - --keyfile a.key");
+    run.says("neither encrypted nor signed: the key vouches for nothing");
+    for mode in ["encrypt", "sign-only"] {
+        let line = format!("restore host/me app.conf no --keyfile a.key --crypt-mode {mode}");
+        world.fails(&line).says("is neither encrypted nor signed");
+        assert!(!world.path("no").exists());
+    }
+}
+
+#[test]
+fn a_default_key_that_is_lost_does_not_make_backups_plain() {
+    let world = world();
+    let config = world.path(".config/proxmox-backup");
+    fs::create_dir_all(&config).unwrap();
+    for (name, options) in [("encryption-key.json", ""), ("master-public.pem", " --keyfile a.key")]
+    {
+        let link = config.join(name);
+        std::os::unix::fs::symlink("/nonexistent/key", &link).unwrap();
+        world.fails(&format!("{SPECS}{options}")).says(name);
+        fs::remove_file(link).unwrap();
+    }
+    assert!(world.snapshots().is_empty());
+}
+
 #[test]
 fn a_log_joins_its_snapshot_once() {
     let world = world();
@@ -418,6 +447,13 @@ fn a_log_joins_its_snapshot_once() {
     world.ok(&format!("upload-log host/me/{open} run.log --keyfile a.key --crypt-mode sign-only"));
     assert!(kind(&log(secret)).is_encrypted() && !kind(&log(open)).is_encrypted());
     let before = fs::read(log(secret)).unwrap();
+    let read = world.ok(&format!("restore host/me/{secret} client.log - --keyfile a.key"));
+    assert_eq!(read.stdout, "all went well\n");
+    world.ok(&format!("restore host/me/{open} client.log log.txt"));
+    assert_eq!(fs::read(world.path("log.txt")).unwrap(), b"all went well\n");
+    back_up(&world, 1_700_000_002, "--keyfile a.key");
+    let other = "snapshot upload-log host/me/2023-11-14T22:13:22Z run.log --keyfile b.key";
+    world.fails(other).says("wrong key");
     world
         .fails(&format!("snapshot upload-log host/me/{secret} run.log"))
         .says("backup already contains a log.");
@@ -428,7 +464,7 @@ fn a_log_joins_its_snapshot_once() {
         .says("snapshot host/me/2024-11-14T22:13:21Z does not exist");
     let files = world.ok(&format!("snapshot files host/me/{secret} --output-format json"));
     assert!(files.stdout.contains("client.log.blob"));
-    world.ok("restore host/me root.pxar out");
+    world.ok(&format!("restore host/me/{open} root.pxar out"));
 }
 
 /// With all messages on, no secret is in what is printed or stored.

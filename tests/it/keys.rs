@@ -136,6 +136,46 @@ fn a_key_is_never_overwritten_by_a_new_one() {
 }
 
 #[test]
+fn a_link_to_a_key_stays_one() {
+    let world = World::new();
+    world.ok("key create real.key --kdf none");
+    std::os::unix::fs::symlink("real.key", world.path("link.key")).unwrap();
+    let new = [("New Password: ", "secret1"), ("Verify Password: ", "secret1")];
+    let run = world.typed(["key", "change-passphrase", "link.key"], &new);
+    assert_eq!(run.code, Some(0), "{}", run.stdout);
+    assert!(fs::symlink_metadata(world.path("link.key")).unwrap().is_symlink());
+    assert_eq!(key_file(&world.path("real.key")).kdf().as_str(), "scrypt");
+    let names = fs::read_dir(world.dir.path()).unwrap().flatten().map(|entry| entry.file_name());
+    assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".keepwell-")));
+}
+
+#[test]
+fn what_is_no_key_is_not_shown() {
+    let world = World::new();
+    world.write("secret.txt", "\"MYSECRET\"");
+    world.write("other.txt", r#"{"kdf":"MYSECRET","created":"MYSECRET"}"#);
+    for name in ["secret.txt", "other.txt"] {
+        let run = world.fails(&format!("key show {name}"));
+        run.says("it is no key file (line 1, column ");
+        assert!(!run.stderr.contains("MYSECRET"), "{}", run.stderr);
+    }
+    world.fails("key show /dev/zero").says("too large for a key");
+    world.fails("backup a.conf:secret.txt --keyfile /dev/zero").says("too large for a key");
+}
+
+/// A signal at a prompt ends it, and the terminal works as before.
+#[test]
+fn a_signal_ends_a_prompt() {
+    let world = World::new();
+    let mut command = world.command();
+    command.args(["key", "create", "new.key"]);
+    let run = crate::terminal::signalled(command, "Encryption Key Password: ");
+    run.assert_failed("SIGTERM at the prompt");
+    run.says("interrupted");
+    assert!(!world.path("new.key").exists());
+}
+
+#[test]
 fn a_passphrase_can_be_changed_and_taken_away() {
     let world = World::new();
     world.ok("key create a.key --kdf none");

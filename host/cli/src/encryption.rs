@@ -1,13 +1,16 @@
 //! Which key a command uses, and how. Spec: cli.md §1, key parameter resolution.
 
 use crate::args::option;
+use crate::files;
 use crate::secrets::{key_passphrase, read_descriptor};
 use crate::terminal::{config_dir, key_time};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgMatches, value_parser};
+use keepwell_engine::snapshot::UnverifiedManifest;
+use keepwell_model::Manifest;
 use keepwell_seal::{EncryptionKey, KdfKind, KeyFile, MasterPublicKey, Protection};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -44,7 +47,10 @@ pub(crate) fn default_master_path() -> Result<PathBuf> {
 }
 
 fn config_place() -> Result<PathBuf> {
-    config_dir().context("there is no place for a default key: set HOME or XDG_CONFIG_HOME")
+    config_dir().context(
+        "it can't be told whether there is a default key: set HOME or XDG_CONFIG_HOME, or use \
+         --keyfile or --crypt-mode none",
+    )
 }
 
 /// Where a key came from.
@@ -89,9 +95,7 @@ fn given(matches: &ArgMatches, file: &str, descriptor: &str) -> Result<Option<Gi
         (None, None) => Ok(None),
         (Some(_), Some(_)) => bail!("--{file} and --{descriptor} are mutually exclusive"),
         (Some(path), None) => {
-            let bytes = std::fs::read(path).map_err(|error| {
-                anyhow!("unable to read --{file} '{}' - {error}", path.display())
-            })?;
+            let bytes = files::read(path).map_err(|error| anyhow!("--{file}: {error}"))?;
             let (origin, bytes) = (Origin::File(path.clone()), Zeroizing::new(bytes));
             Ok(Some(Given { origin, bytes }))
         }
@@ -103,12 +107,14 @@ fn given(matches: &ArgMatches, file: &str, descriptor: &str) -> Result<Option<Gi
     }
 }
 
-/// A default file, if it is there.
-fn default_file(path: Result<PathBuf>) -> Result<Option<Given>> {
-    // Without a home there is no default.
-    let Ok(path) = path else { return Ok(None) };
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(Given { origin: Origin::Default, bytes: Zeroizing::new(bytes) })),
+/// A default file, if it is there. A link that leads nowhere is one that is lost: without an error
+/// the backup would go on in the clear.
+fn default_file(path: &Path) -> Result<Option<Given>> {
+    match path.symlink_metadata() {
+        Ok(_) => {
+            let bytes = Zeroizing::new(files::read(path)?);
+            Ok(Some(Given { origin: Origin::Default, bytes }))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => bail!("unable to read '{}' - {error}", path.display()),
     }
@@ -155,7 +161,7 @@ impl CryptParameters {
         let is_default = key.is_none();
         let key = match key {
             Some(key) => Some(key),
-            None => default_file(default_key_path())?,
+            None => default_file(&default_key_path()?)?,
         };
         let Some(key) = key else {
             if mode.is_some() {
@@ -172,7 +178,7 @@ impl CryptParameters {
         // Who only reads has no use for a master key.
         let takes_master = matches.try_contains_id("master-pubkey-file").is_ok();
         let master = match master {
-            None if takes_master => default_file(default_master_path())?,
+            None if takes_master => default_file(&default_master_path()?)?,
             given => given,
         };
         let default_for_mode = is_default && mode.is_some();
@@ -182,6 +188,11 @@ impl CryptParameters {
     /// The line that says which key is used.
     pub(crate) fn announcement(&self) -> Option<String> {
         self.key.as_ref().map(|(key, _)| key.announcement("encryption"))
+    }
+
+    /// Whether the user asked for encryption or signatures by name.
+    pub(crate) fn demands_signature(&self) -> bool {
+        matches!(&self.key, Some((_, Some(_))))
     }
 
     /// Unlocks the key; asks for its passphrase where it has one.
@@ -219,6 +230,26 @@ impl CryptParameters {
         };
         Ok((protection, wrapped))
     }
+}
+
+/// The manifest of a snapshot that is to be read, verified with the key at hand.
+pub(crate) fn verified(
+    manifest: UnverifiedManifest,
+    parameters: &CryptParameters,
+    key: Option<&Arc<EncryptionKey>>,
+) -> Result<Manifest> {
+    let manifest = manifest.verify(key.map(|key| &**key))?;
+    if key.is_some() && manifest.signature.is_none() {
+        if parameters.demands_signature() {
+            bail!(
+                "snapshot {} is neither encrypted nor signed - leave --crypt-mode out to read it \
+                 nevertheless",
+                manifest.snapshot
+            );
+        }
+        tracing::info!("Snapshot is neither encrypted nor signed: the key vouches for nothing");
+    }
+    Ok(manifest)
 }
 
 /// The key of a file, with the passphrase from the environment or typed.

@@ -3,10 +3,15 @@
 //! None is ever printed, and all are wiped when they are dropped.
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::SigId;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write, stdin};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use zeroize::Zeroizing;
 
 pub(crate) type Secret = Zeroizing<String>;
@@ -56,7 +61,7 @@ pub(crate) fn from_environment(name: &str) -> Result<Option<Secret>> {
     if let Some((name, value)) = variable("FD") {
         let number = value.to_str().and_then(|text| text.parse::<u32>().ok());
         let number = number.ok_or_else(|| {
-            anyhow!("unable to parse file descriptor in ENV({name}): '{}'", value.display())
+            anyhow!("unable to parse file descriptor in ENV({name}): it is no number")
         })?;
         let bytes = read_descriptor(number)
             .with_context(|| format!("unable to read file descriptor in ENV({name})"))?;
@@ -79,27 +84,34 @@ pub(crate) fn from_environment(name: &str) -> Result<Option<Secret>> {
     Ok(None)
 }
 
-/// All that an open descriptor of ours has to say.
+/// All that an open descriptor of ours has to say; it is closed then.
+#[allow(unsafe_code, reason = "a number is all that the user has for a descriptor")]
 pub(crate) fn read_descriptor(number: u32) -> Result<Zeroizing<Vec<u8>>> {
+    use std::os::fd::FromRawFd;
+    let failed = |error: std::io::Error| anyhow!("file descriptor {number}: {error}");
+    let raw = i32::try_from(number).map_err(|_| anyhow!("file descriptor {number}: no such"))?;
+    // SAFETY: the user hands the descriptor over by its number, and nothing here keeps it. Where it
+    // is not open, reading fails. Options are read before this process opens files that it keeps.
+    let file = unsafe { std::fs::File::from_raw_fd(raw) };
     let mut bytes = Zeroizing::new(Vec::new());
-    let file = std::fs::File::open(format!("/dev/fd/{number}"))
-        .map_err(|error| anyhow!("file descriptor {number}: {error}"))?;
-    file.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
 /// Runs a command without a shell; its words are split as a shell would.
 fn output_of(name: &str, command: &str) -> Result<Vec<u8>> {
     let words = shlex::split(command).filter(|words| !words.is_empty());
-    let words = words.ok_or_else(|| anyhow!("ENV({name}) is no command: '{command}'"))?;
-    let output = Command::new(&words[0])
+    let words = words.ok_or_else(|| anyhow!("ENV({name}) is no command: unbalanced quotes?"))?;
+    // Arguments may be secrets.
+    let program = &words[0];
+    let output = Command::new(program)
         .args(&words[1..])
         .stdin(Stdio::inherit())
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| anyhow!("unable to run command in ENV({name}): '{command}' - {error}"))?;
+        .map_err(|error| anyhow!("unable to run command in ENV({name}): '{program}' - {error}"))?;
     if !output.status.success() {
-        bail!("command in ENV({name}) failed: '{command}' - {}", output.status);
+        bail!("command in ENV({name}) failed: '{program}' - {}", output.status);
     }
     Ok(output.stdout)
 }
@@ -113,21 +125,32 @@ fn first_line(name: &str, bytes: Vec<u8>) -> Result<Secret> {
 }
 
 /// Keys come one by one and unseen; drop gives the terminal back.
-struct Unseen(Termios);
+struct Unseen {
+    before: Termios,
+    /// a signal asked to stop
+    over: Arc<AtomicBool>,
+    handlers: Vec<SigId>,
+}
 
 impl Unseen {
     fn start() -> Result<Self> {
+        let over = Arc::new(AtomicBool::new(false));
+        let register = |signal| signal_hook::flag::register(signal, over.clone()).ok();
+        let handlers = [SIGINT, SIGTERM, SIGHUP].into_iter().filter_map(register).collect();
         let before = tcgetattr(stdin())?;
         let mut unseen = before.clone();
         unseen.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
         tcsetattr(stdin(), OptionalActions::Drain, &unseen)?;
-        Ok(Self(before))
+        Ok(Self { before, over, handlers })
     }
 }
 
 impl Drop for Unseen {
     fn drop(&mut self) {
-        let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.0);
+        let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.before);
+        for handler in self.handlers.drain(..) {
+            signal_hook::low_level::unregister(handler);
+        }
     }
 }
 
@@ -142,21 +165,54 @@ pub(crate) fn ask(prompt: &str) -> Result<Secret> {
     let unseen = Unseen::start()?;
     write!(shown, "{prompt}")?;
     shown.flush()?;
-    let typed = read_line(&mut Keys, &mut shown);
+    let typed = read_line(&mut Keys(unseen.over.clone()), &mut shown);
     drop(unseen);
     writeln!(shown)?;
     typed
 }
 
+/// Keys such as arrows come as several bytes: none of them is part of a password.
+enum Escape {
+    None,
+    Begun,
+    Sequence,
+}
+
+impl Escape {
+    /// Whether this byte belongs to such a key.
+    fn takes(&mut self, byte: u8) -> bool {
+        let (next, taken) = match (&self, byte) {
+            (_, 27) => (Self::Begun, true),
+            (Self::Begun, b'[' | b'O') => (Self::Sequence, true),
+            (Self::Sequence, 0x20..=0x3f) => (Self::Sequence, true),
+            (Self::Sequence, 0x40..=0x7e) => (Self::None, true),
+            _ => (Self::None, false),
+        };
+        *self = next;
+        taken
+    }
+}
+
 /// Takes the last star away.
 const RUB_OUT: &str = "\x08 \x08";
 
-/// The terminal's keys, past the buffer of the standard library, which nobody would wipe.
-struct Keys;
+/// The terminal's keys, past the buffer of the standard library, which nobody would wipe. They end
+/// when the flag is set.
+struct Keys(Arc<AtomicBool>);
 
 impl Read for Keys {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        Ok(rustix::io::retry_on_intr(|| rustix::io::read(stdin(), &mut *out))?)
+        let wait = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        while !self.0.load(Ordering::Relaxed) {
+            let input = stdin();
+            let mut ready = [PollFd::new(&input, PollFlags::IN)];
+            match poll(&mut ready, Some(&wait)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(rustix::io::read(&input, &mut *out)?),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(std::io::Error::other("interrupted"))
     }
 }
 
@@ -165,18 +221,25 @@ fn read_line(keys: &mut dyn Read, shown: &mut dyn Write) -> Result<Secret> {
     let mut typed = Zeroizing::new(Vec::with_capacity(BYTES_MAX as usize));
     let is_first_byte = |byte: u8| byte & 0xc0 != 0x80;
     let mut key = [0];
+    let mut escape = Escape::None;
     loop {
         if keys.read(&mut key)? == 0 {
             bail!("no password was typed");
+        }
+        if escape.takes(key[0]) {
+            continue;
         }
         match key[0] {
             b'\n' | b'\r' => break,
             3 => bail!("interrupted"),
             4 if typed.is_empty() => bail!("no password was typed"),
             // Backspace.
-            8 | 127 if !typed.is_empty() => {
+            8 | 127 => {
+                let before = typed.len();
                 while typed.pop().is_some_and(|byte| !is_first_byte(byte)) {}
-                write!(shown, "{RUB_OUT}")?;
+                if before > 0 {
+                    write!(shown, "{RUB_OUT}")?;
+                }
             }
             // Ctrl-U.
             21 => {
@@ -213,6 +276,9 @@ mod tests {
         assert_eq!(typed("pässe\n".as_bytes()).unwrap(), ("pässe".into(), "*****".into()));
         assert_eq!(typed("aä\x7f\x7fbc\r".as_bytes()).unwrap().0, "bc");
         assert_eq!(typed(b"wrong\x15right\n").unwrap().0, "right");
+        assert_eq!(typed(b"\x7f\x08secret\n").unwrap(), ("secret".into(), "******".into()));
+        assert_eq!(typed(b"x\x7f\x7f\x7fok\n").unwrap().0, "ok");
+        assert_eq!(typed(b"sec\x1b[D\x1bOA\x1b[3~ret\n").unwrap().0, "secret");
         for ended in [&b"abc"[..], b"\x04", b"ab\x03\n", b"\xff\n"] {
             assert!(typed(ended).is_err(), "{ended:?}");
         }

@@ -152,7 +152,8 @@ pub(crate) fn config_dir() -> Option<PathBuf> {
 fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
     let given = std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_absolute());
     given.or_else(|| {
-        let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
-        Some(PathBuf::from(home).join(below_home))
+        // Without HOME, as in services, the user's entry in the password file tells.
+        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty())?;
+        Some(home.join(below_home))
     })
 }

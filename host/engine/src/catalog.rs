@@ -2,9 +2,9 @@
 
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result};
-use crate::snapshot::{UnverifiedManifest, find};
-use keepwell_model::ArchiveName;
+use crate::snapshot::find;
 use keepwell_model::catalog::{CatalogBytes, CatalogError, CatalogReader, Visit};
+use keepwell_model::{ArchiveName, Manifest};
 use keepwell_seal::EncryptionKey;
 use keepwell_store::SnapshotReader;
 use std::sync::Arc;
@@ -34,19 +34,19 @@ impl CatalogBytes for StoredCatalog {
 
 /// Calls `visit` with the path and entry of everything in the catalog, in order.
 pub fn walk(
-    reader: Arc<dyn SnapshotReader>,
+    reader: &Arc<dyn SnapshotReader>,
+    manifest: &Manifest,
     key: Option<&Arc<EncryptionKey>>,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
-    let manifest = UnverifiedManifest::read(&*reader)?.verify(key.map(|key| &**key))?;
     let name = ArchiveName::catalog();
-    let file = find(&manifest, &name).map_err(|error| match error {
+    let file = find(manifest, &name).map_err(|error| match error {
         EngineError::NotInManifest { .. } => EngineError::Refused(format!(
             "snapshot {} has no catalog: it holds no file archive",
             reader.snapshot()
         )),
         other => other,
     })?;
-    let bytes = StoredCatalog(ChunkedArchive::open(reader, file, key)?);
+    let bytes = StoredCatalog(ChunkedArchive::open(reader.clone(), file, key)?);
     Ok(CatalogReader::open(bytes)?.walk(visit)?)
 }

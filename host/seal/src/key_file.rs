@@ -6,7 +6,6 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chrono::{DateTime, FixedOffset, SecondsFormat};
 use keepwell_model::KeyFingerprint;
-use keepwell_model::digest::FingerprintError;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -24,18 +23,19 @@ const LOCKED_BYTES: usize = IV_BYTES + TAG_BYTES + KEY_BYTES;
 /// What can be wrong with a key file, or with the passphrase given for it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    #[error("it is no key file")]
-    Json(#[source] serde_json::Error),
-    #[error("'{0}' is no date with time and offset")]
-    Time(String),
+    /// What stands there is not shown: it may be a secret.
+    #[error("it is no key file (line {line}, column {column})")]
+    Json { line: usize, column: usize },
+    #[error("its {0} is not a date with time and offset")]
+    Time(&'static str),
     #[error("its {0} is not base64")]
     Base64(&'static str),
     #[error("it holds {found} bytes of key data instead of {expected}")]
     Length { expected: usize, found: usize },
     #[error("its parameters for {0} are out of bounds")]
     Parameters(&'static str),
-    #[error(transparent)]
-    Fingerprint(#[from] FingerprintError),
+    #[error("its fingerprint is not one of 32 hex pairs")]
+    Fingerprint,
     #[error("KeyConfig contains wrong fingerprint {stated}, contained key has fingerprint {found}")]
     WrongFingerprint { stated: String, found: String },
     #[error("Passphrase is too short!")]
@@ -146,14 +146,16 @@ pub struct KeyFile {
     pub hint: Option<String>,
 }
 
-fn parse_time(text: &str) -> Result<KeyTime, KeyFileError> {
-    DateTime::parse_from_rfc3339(text).map_err(|_| KeyFileError::Time(text.to_owned()))
+fn parse_time(text: &str, name: &'static str) -> Result<KeyTime, KeyFileError> {
+    DateTime::parse_from_rfc3339(text).map_err(|_| KeyFileError::Time(name))
 }
 
 impl KeyFile {
     /// Reads a file's JSON.
     pub fn parse(json: &[u8]) -> Result<Self, KeyFileError> {
-        let document: Document = serde_json::from_slice(json).map_err(KeyFileError::Json)?;
+        let document: Document = serde_json::from_slice(json).map_err(|problem| {
+            KeyFileError::Json { line: problem.line(), column: problem.column() }
+        })?;
         let data = BASE64_STANDARD.decode(document.data.as_bytes());
         let data = Zeroizing::new(data.map_err(|_| KeyFileError::Base64("data"))?);
         let expected = if document.kdf.is_some() { LOCKED_BYTES } else { KEY_BYTES };
@@ -162,10 +164,13 @@ impl KeyFile {
         }
         Ok(Self {
             kdf: document.kdf,
-            created: parse_time(&document.created)?,
-            modified: parse_time(&document.modified)?,
+            created: parse_time(&document.created, "created")?,
+            modified: parse_time(&document.modified, "modified")?,
             data,
-            fingerprint: document.fingerprint.map(|text| text.parse()).transpose()?,
+            fingerprint: document
+                .fingerprint
+                .map(|text| text.parse().map_err(|_| KeyFileError::Fingerprint))
+                .transpose()?,
             hint: document.hint,
         })
     }
@@ -271,7 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn time(text: &str) -> KeyTime {
-        parse_time(text).unwrap()
+        parse_time(text, "time").unwrap()
     }
 
     const PLAIN: &str = r#"{"kdf":null,"created":"2020-06-08T09:38:31+02:00","modified":"2020-06-08T09:38:32+02:00","data":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","fingerprint":"0e:ab:d4:46:0b:6e:b9:ca:34:50:23:de:e2:b7:78:c7:90:e5:4a:16:83:b9:65:9c:0a:57:ae:19:90:90:15:9b"}"#;

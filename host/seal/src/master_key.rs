@@ -1,7 +1,9 @@
 //! Master keys: RSA pairs that wrap the key of each backup. Spec: formats.md §11.
 
+use crate::key_file::KeyFile;
 use crate::random::random;
 use rsa::pkcs1::DecodeRsaPrivateKey;
+use rsa::pkcs8::der::SecretDocument;
 use rsa::pkcs8::der::pem::PemLabel;
 use rsa::pkcs8::{
     DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey,
@@ -23,6 +25,11 @@ pub enum MasterKeyError {
     Public,
     #[error("it is no private RSA key in PEM form")]
     Private,
+    #[error(
+        "it is encrypted in a form that is not supported; convert it with `openssl pkcs8 -topk8 -v2 \
+         aes-256-cbc -in FILE -out NEW`"
+    )]
+    Unsupported,
     #[error("it can't be decrypted (wrong password?)")]
     WrongPassphrase,
     #[error("the master key is too small to encrypt a key")]
@@ -89,8 +96,20 @@ impl MasterKey {
     /// PKCS#8, with or without a passphrase, or PKCS#1.
     pub fn from_pem(pem: &str, passphrase: &[u8]) -> Result<Self, MasterKeyError> {
         let key = if Self::is_locked(pem) {
-            PrivateKey::from_pkcs8_encrypted_pem(pem, passphrase)
+            let (_, sealed) = SecretDocument::from_pem(pem).map_err(|_| MasterKeyError::Private)?;
+            let sealed = EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes())
+                .map_err(|_| MasterKeyError::Unsupported)?;
+            let plain = sealed.decrypt(passphrase).map_err(|problem| match problem {
+                rsa::pkcs8::Error::EncryptedPrivateKey(pkcs5::Error::DecryptFailed) => {
+                    MasterKeyError::WrongPassphrase
+                }
+                _ => MasterKeyError::Unsupported,
+            })?;
+            // Now and then a wrong password looks right until here.
+            PrivateKey::from_pkcs8_der(plain.as_bytes())
                 .map_err(|_| MasterKeyError::WrongPassphrase)?
+        } else if pem.contains("Proc-Type: 4,ENCRYPTED") {
+            return Err(MasterKeyError::Unsupported);
         } else {
             PrivateKey::from_pkcs8_pem(pem)
                 .or_else(|_| PrivateKey::from_pkcs1_pem(pem))
@@ -113,10 +132,11 @@ impl MasterKey {
         sealed().map_err(|_: rsa::pkcs8::Error| MasterKeyError::Generate)
     }
 
-    /// Decrypts what the public half wrapped.
-    pub fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, MasterKeyError> {
+    /// Decrypts a key that the public half wrapped. Whatever was encrypted for another key becomes
+    /// arbitrary bytes (implicit rejection), which are no key file.
+    pub fn unwrap_key(&self, wrapped: &[u8]) -> Result<KeyFile, MasterKeyError> {
         let plain = self.0.pkcs1v15_decrypt(wrapped).map_err(|_| MasterKeyError::Unwrap)?;
-        Ok(Zeroizing::new(plain))
+        KeyFile::parse(&Zeroizing::new(plain)).map_err(|_| MasterKeyError::Unwrap)
     }
 }
 
@@ -136,12 +156,21 @@ mod tests {
         let public = MasterPublicKey::from_pem(read.public().to_pem().unwrap().as_bytes()).unwrap();
         assert_eq!((public.bits(), public.exponent().as_str()), (2048, "65537"));
         assert_eq!(public.modulus().len(), 512);
-        let wrapped = public.wrap(b"content").unwrap();
+        let json = br#"{"kdf":null,"created":"2020-06-08T09:38:31Z","modified":"2020-06-08T09:38:31Z","data":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}"#;
+        let wrapped = public.wrap(json).unwrap();
         assert_eq!(wrapped.len(), 256);
-        assert_eq!(&read.unwrap(&wrapped).unwrap()[..], b"content");
-        let mut bad = wrapped;
-        bad[0] ^= 1;
-        assert!(matches!(read.unwrap(&bad), Err(MasterKeyError::Unwrap)));
+        let key = read.unwrap_key(&wrapped).unwrap().unlock(b"").unwrap();
+        assert_eq!(key.fingerprint(), crate::key::tests::counting_key().fingerprint());
+        for at in [0, 1, 100, 255] {
+            let mut bad = wrapped.clone();
+            bad[at] ^= 1;
+            assert!(matches!(read.unwrap_key(&bad), Err(MasterKeyError::Unwrap)));
+        }
+        for bad in [&wrapped[1..], b"", &[0xff; 256]] {
+            assert!(matches!(read.unwrap_key(bad), Err(MasterKeyError::Unwrap)));
+        }
+        let other = MasterKey(PrivateKey::new(&mut getrandom::SysRng, 2048).unwrap());
+        assert!(matches!(other.unwrap_key(&wrapped), Err(MasterKeyError::Unwrap)));
         assert!(matches!(public.wrap(&[0; 246]), Err(MasterKeyError::TooSmall)));
     }
 

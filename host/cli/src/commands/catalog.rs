@@ -2,12 +2,13 @@
 
 use super::snapshot::{snapshot_argument, snapshot_of};
 use crate::args::{namespace, namespace_of, repository};
-use crate::encryption::{CryptParameters, key_options};
+use crate::encryption::{CryptParameters, key_options, verified};
 use crate::repository::Repository;
 use crate::terminal::local_time;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
 use keepwell_engine::catalog::walk;
+use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::catalog::{CatalogError, CatalogKind};
 use keepwell_store::SnapshotStore;
 use std::ffi::OsStr;
@@ -35,8 +36,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let store = Repository::find(matches.get_one("repository"))?.open()?;
     let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
     let key = parameters.unlock()?;
+    let manifest = verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let written = walk(reader, key.as_ref(), &mut |path, entry| {
+    let written = walk(&reader, &manifest, key.as_ref(), &mut |path, entry| {
         let path = [&b"./"[..], &path.join(&b'/')].concat();
         let shown = OsStr::from_bytes(&path);
         let letter = char::from(entry.kind.letter());

@@ -254,11 +254,9 @@ fn import_with_master_key(matches: &ArgMatches) -> Result<()> {
     };
     let master = MasterKey::from_pem(pem, passphrase.as_bytes())
         .with_context(|| format!("master key {master_path:?}"))?;
-    let json = master
-        .unwrap(&wrapped)
+    let stored = master
+        .unwrap_key(&wrapped)
         .with_context(|| format!("encrypted key {wrapped_path:?} can't be opened"))?;
-    let stored = KeyFile::parse(&json)
-        .with_context(|| format!("encrypted key {wrapped_path:?} holds no key"))?;
     let key = unlock(&stored)?;
     let file = lock(&key, wanted, "New Password: ", stored.created, key_time())?;
     if existing == Existing::Keep {

@@ -4,7 +4,7 @@ use super::cancel_on_signal;
 use crate::args::{
     flag, is_set, limits, namespace, namespace_of, option, output_format, repository,
 };
-use crate::encryption::{CryptParameters, key_options};
+use crate::encryption::{CryptParameters, key_options, verified};
 use crate::files;
 use crate::notices::print_in_background;
 use crate::output::write_out;
@@ -167,7 +167,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         );
         unverified.unverified()
     } else {
-        unverified.verify(key.as_deref())?
+        verified(unverified, &parameters, key.as_ref())?
     };
     if let (Some(_), Some(line), Some(key)) = (&manifest.signature, parameters.announcement(), &key)
     {
@@ -176,6 +176,15 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     if name == ArchiveName::manifest() {
         return restore_manifest(&json, target);
+    }
+    if name == ArchiveName::client_log() && manifest.file(&name).is_none() {
+        // No manifest lists it: it came later.
+        let blob = keepwell_model::Blob::parse(reader.read_file(&name)?)?;
+        let log = keepwell_seal::Opener::new()?.open(blob, key.as_deref())?;
+        return match target == Path::new("-") {
+            true => write_out(&log),
+            false => write_new_file(target, &log),
+        };
     }
     let file = find(&manifest, &name)?;
     let (content, streams) = open_content(&reader, file, key.as_ref())?;

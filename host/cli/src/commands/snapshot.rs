@@ -194,6 +194,11 @@ pub(crate) fn upload_log(matches: &ArgMatches) -> Result<()> {
     }
     let store = open(matches)?;
     let (protection, _) = parameters.prepare(&|text| tracing::debug!("{text}"))?;
+    if let Some(key) = protection.key() {
+        // Only the snapshot's own key can be the right one for its log.
+        let reader = store.open(&namespace_of(matches), snapshot)?;
+        UnverifiedManifest::read(&*reader)?.verify(Some(key))?;
+    }
     let key = protection.encryption().map(|key| &**key);
     let log = Sealer::new()?.seal(&bytes, key)?;
     Ok(store.add_log(&namespace_of(matches), snapshot, &log)?)

@@ -34,15 +34,22 @@ impl Content {
     /// A key file or a private master key.
     pub(super) fn of(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| anyhow!("it is no key file"))?;
+        let text = &*Zeroizing::new(text.replace("\r\n", "\n"));
         let label =
             PRIVATE_LABELS.iter().find(|l| text.starts_with(&format!("-----BEGIN {l}-----\n")));
         let Some(label) = label else {
+            if text.starts_with("-----BEGIN ") {
+                bail!(
+                    "of PEM files only private keys can be printed: {}",
+                    PRIVATE_LABELS.join(", ")
+                );
+            }
             return Ok(Self::KeyFile(lines_of(&KeyFile::parse(bytes)?.to_json_pretty())));
         };
         let lines = lines_of(text.trim());
         let ends = lines.last().is_some_and(|line| **line == format!("-----END {label}-----"));
-        let holes = lines.iter().any(|line| line.trim().is_empty());
-        if !ends || holes || lines.len() < PRIVATE_LINES_MIN {
+        let filled = lines.iter().filter(|line| !line.trim().is_empty()).count();
+        if !ends || filled < PRIVATE_LINES_MIN {
             bail!("it is not a whole private key");
         }
         Ok(Self::Private(lines))
