@@ -291,7 +291,7 @@ fn an_empty_pipe_makes_no_snapshot() {
 #[test]
 fn what_comes_later_says_so() {
     let world = World::new();
-    for line in ["login", "mount host/a root.pxar /mnt", "benchmark"] {
+    for line in ["login", "mount host/a root.pxar /mnt", "task list"] {
         world.fails(line).says("comes with a later version");
     }
 }

@@ -172,3 +172,28 @@ fn help_version_completion_and_manual_pages() {
     nothing.assert_failed("no command");
     assert!(nothing.stderr.contains("Usage:"));
 }
+
+#[test]
+fn a_group_gets_another_owner() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.ok("backup root.pxar:tree --backup-id a");
+    world.ok("change-owner host/a somebody@pbs!token");
+    let list = world.ok("list --output-format json").json();
+    assert_eq!(list[0]["owner"], "somebody@pbs!token");
+    assert_eq!(std::fs::read(world.repo().join("host/a/owner")).unwrap(), b"somebody@pbs!token\n");
+    world.fails("change-owner host/a nobody").says("'nobody' is not like USER@REALM");
+    world.fails("change-owner host/nope a@pam").says("backup group host/nope does not exist");
+    world.fails("change-owner a a@pam").says("'a'");
+}
+
+#[test]
+fn a_benchmark_measures_what_it_can_without_a_server() {
+    let world = World::new();
+    let json = world.ok("benchmark --output-format json").json();
+    assert_eq!(json["tls"], serde_json::json!({ "top": 1_235_000_000.0 }));
+    for name in ["sha256", "compress", "decompress", "verify", "aes256_gcm"] {
+        assert!(json[name]["speed"].as_f64().unwrap() > 0.0, "{name}");
+    }
+    world.fails("benchmark --keyfile nope").says("\"nope\"");
+}

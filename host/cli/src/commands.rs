@@ -1,12 +1,14 @@
 //! The verbs: each module makes its clap command and runs it.
 
 mod backup;
+mod benchmark;
 mod catalog;
 mod documents;
 mod garbage;
 mod key;
 mod list;
 mod namespace;
+mod owner;
 mod prune;
 mod pxar;
 mod restore;
@@ -40,6 +42,8 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         catalog::command(plugins),
         garbage::command(plugins),
         verify::command(),
+        owner::command(),
+        benchmark::command(plugins),
         status::command(plugins),
         pxar::command(plugins),
         key::command(plugins),
@@ -69,6 +73,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "status" => status::run(plugins, matches),
         "key" => key::run(plugins, matches),
         "upload-log" => snapshot::upload_log(matches),
+        "change-owner" => owner::run(matches),
+        "benchmark" => benchmark::run(plugins, matches),
         "verify" => verify::run(matches),
         "garbage-collect" => garbage::run(plugins, matches),
         "pxar" => pxar::run(plugins, matches),
@@ -93,8 +99,7 @@ pub(crate) fn cancel_on_signal() -> Cancel {
 }
 
 /// Commands that the documentation names and that are not here yet.
-const LATER: [&str; 9] =
-    ["login", "logout", "mount", "map", "unmap", "benchmark", "change-owner", "task", "serve"];
+const LATER: [&str; 7] = ["login", "logout", "mount", "map", "unmap", "task", "serve"];
 
 fn later_commands() -> impl Iterator<Item = Command> {
     LATER.into_iter().map(|name| {

@@ -1,6 +1,7 @@
 //! Where backups lie: a directory, or a server. Syntax: shared/spec/cli.md §1.
 
 use anyhow::{Result, anyhow, bail};
+use keepwell_model::AuthId;
 use keepwell_store::DirStore;
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -62,7 +63,7 @@ fn parse_server(given: &str) -> Option<ServerRepository> {
         Some((auth_id, place)) => (Some(auth_id), place),
         None => (None, rest),
     };
-    if auth_id.is_some_and(|auth_id| !is_auth_id(auth_id)) {
+    if auth_id.is_some_and(|auth_id| auth_id.parse::<AuthId>().is_err()) {
         return None;
     }
     let (host, port) = split_port(place)?;
@@ -111,19 +112,6 @@ fn is_safe(text: &str) -> bool {
 
 fn is_store_name(text: &str) -> bool {
     is_safe(text) && (3..=32).contains(&text.len())
-}
-
-/// `user@realm` or `user@realm!token`.
-fn is_auth_id(text: &str) -> bool {
-    let (user_id, token) = match text.split_once('!') {
-        Some((user_id, token)) => (user_id, Some(token)),
-        None => (text, None),
-    };
-    let user = user_id.rsplit_once('@').is_some_and(|(user, realm)| {
-        let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/@".contains(c);
-        !user.is_empty() && user.chars().all(legal) && is_safe(realm)
-    });
-    user && token.is_none_or(is_safe)
 }
 
 impl fmt::Display for Repository {

@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod benchmark;
 pub mod catalog;
 pub mod error;
 pub mod input;

@@ -21,7 +21,8 @@ pub use digest::{ChunkDigest, FileChecksum, KeyFingerprint};
 pub use index::{ChunkRange, Index};
 pub use manifest::Manifest;
 pub use names::{
-    ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
+    ArchiveLabel, ArchiveName, AuthId, BackupId, BackupTime, BackupType, GroupId, Namespace,
+    SnapshotId,
 };
 pub use recent::RecentDigests;
 pub use upid::Upid;

@@ -401,6 +401,53 @@ impl FromStr for ArchiveLabel {
     }
 }
 
+/// Who somebody is: `user@realm`, or a token of theirs, `user@realm!token`. Spec: protocol.md §2.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthId(String);
+
+impl AuthId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AuthId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for AuthId {
+    type Err = AuthIdError;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        let (user_id, token) = match given.split_once('!') {
+            Some((user_id, token)) => (user_id, Some(token)),
+            None => (given, None),
+        };
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let is_safe = |text: &str| {
+            text.bytes().next().is_some_and(word)
+                && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+        };
+        let user = user_id.rsplit_once('@').is_some_and(|(user, realm)| {
+            let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/@".contains(c);
+            !user.is_empty() && user.chars().all(legal) && is_safe(realm)
+        });
+        match user && token.is_none_or(is_safe) && given.len() <= 64 {
+            true => Ok(Self(given.to_owned())),
+            false => Err(AuthIdError { given: given.to_owned() }),
+        }
+    }
+}
+
+/// Text that should name somebody.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{given}' is not like USER@REALM or USER@REALM!TOKEN")]
+pub struct AuthIdError {
+    given: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -466,5 +513,18 @@ mod tests {
         assert_eq!(deep.parent().unwrap().to_string(), "a");
         assert_eq!(deep.parent().unwrap().child("b").unwrap(), deep);
         assert!(Namespace::default().parent().is_none());
+    }
+
+    #[test]
+    fn users_and_tokens_are_told_by_their_form() {
+        for good in ["root@pam", "a.b@pbs!tok-1", "x@y_1"] {
+            assert_eq!(good.parse::<AuthId>().unwrap().to_string(), good);
+        }
+        let long = format!("{}@pbs", "x".repeat(61));
+        for bad in
+            ["", "root", "@pam", "a b@pam", "a@", "a/b@pam", "a@pam!", "a@pam!-", "a@pam\n", &long]
+        {
+            assert!(bad.parse::<AuthId>().is_err(), "{bad}");
+        }
     }
 }

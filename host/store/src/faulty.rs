@@ -6,7 +6,8 @@ use crate::{
     Result, SnapshotInfo, SnapshotReader, SnapshotStore, StoreError,
 };
 use keepwell_model::{
-    ArchiveName, Blob, ChunkDigest, GroupId, Namespace, SealedChunk, SnapshotId, StoredChunk,
+    ArchiveName, AuthId, Blob, ChunkDigest, GroupId, Namespace, SealedChunk, SnapshotId,
+    StoredChunk,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -114,6 +115,10 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
     ) -> Result<()> {
         self.fuse.burn()?;
         self.inner.update_manifest(namespace, snapshot, change)
+    }
+    fn change_owner(&self, namespace: &Namespace, group: &GroupId, owner: &AuthId) -> Result<()> {
+        self.fuse.burn()?;
+        self.inner.change_owner(namespace, group, owner)
     }
     fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()> {
         self.fuse.burn()?;

@@ -23,7 +23,7 @@ pub use snapshots::DirStore;
 
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{
-    ArchiveName, Blob, ChunkDigest, FileChecksum, GroupId, Index, Namespace, SealedChunk,
+    ArchiveName, AuthId, Blob, ChunkDigest, FileChecksum, GroupId, Index, Namespace, SealedChunk,
     SnapshotId, StoredChunk,
 };
 use std::io;
@@ -177,6 +177,8 @@ pub trait SnapshotStore: Send + Sync {
         snapshot: &SnapshotId,
         change: &mut dyn FnMut(Blob) -> Result<Blob>,
     ) -> Result<()>;
+    /// Gives a group to somebody else. Fails while a backup of it runs.
+    fn change_owner(&self, namespace: &Namespace, group: &GroupId, owner: &AuthId) -> Result<()>;
     /// Adds the client's log to a finished snapshot that has none.
     fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()>;
 }

@@ -10,12 +10,13 @@ use crate::{
     SnapshotStore, StoreError,
 };
 use keepwell_model::{
-    ArchiveName, BackupId, BackupTime, BackupType, Blob, ChunkDigest, GroupId, Namespace,
+    ArchiveName, AuthId, BackupId, BackupTime, BackupType, Blob, ChunkDigest, GroupId, Namespace,
     SnapshotId,
 };
 use std::fs::{self, OpenOptions};
 use std::io as std_io;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -488,7 +489,7 @@ impl SnapshotStore for DirStore {
         change: &mut dyn FnMut(Blob) -> Result<Blob>,
     ) -> Result<()> {
         let reader = self.open_snapshot(namespace, snapshot)?;
-        let _turn = self.take_turn(namespace, snapshot)?;
+        let _turn = self.take_turn(namespace, &snapshot.group)?;
         let name = ArchiveName::manifest();
         let old = Blob::parse(reader.read_file(&name)?).map_err(|problem| StoreError::Corrupt {
             snapshot: snapshot.clone(),
@@ -499,9 +500,21 @@ impl SnapshotStore for DirStore {
         write_durably(&path, change(old)?.as_bytes(), self.keeper)
     }
 
+    fn change_owner(&self, namespace: &Namespace, group: &GroupId, owner: &AuthId) -> Result<()> {
+        self.require_namespace(namespace)?;
+        let dir = self.layout.group(namespace, group);
+        if !dir.is_dir() {
+            return Err(StoreError::GroupMissing { group: group.clone() });
+        }
+        let what = format!("backup group {group}");
+        let _group = DirLock::exclusive(&dir, &what, RUNNING)?;
+        let _turn = self.take_turn(namespace, group)?;
+        write_durably(&dir.join(OWNER), format!("{owner}\n").as_bytes(), self.keeper)
+    }
+
     fn add_log(&self, namespace: &Namespace, snapshot: &SnapshotId, log: &Blob) -> Result<()> {
         let _reader = self.open_snapshot(namespace, snapshot)?;
-        let _turn = self.take_turn(namespace, snapshot)?;
+        let _turn = self.take_turn(namespace, &snapshot.group)?;
         let path = self.layout.file(namespace, snapshot, &ArchiveName::client_log());
         if path.try_exists().map_err(io("examine", &path))? {
             return Err(StoreError::Refused("backup already contains a log.".into()));
@@ -513,12 +526,18 @@ impl SnapshotStore for DirStore {
 impl DirStore {
     /// Who holds it is the only one to change what lies in the group's snapshots. The snapshots
     /// themselves are locked as shared: they stay, and can be read.
-    fn take_turn(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<fs::File> {
-        let owner = self.layout.group(namespace, &snapshot.group).join(OWNER);
-        let turn = open_regular(&owner).map_err(io("open", &owner))?;
-        let locked = rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive);
-        locked.map_err(|error| io("lock", &owner)(error.into()))?;
-        Ok(turn)
+    fn take_turn(&self, namespace: &Namespace, group: &GroupId) -> Result<fs::File> {
+        let owner = self.layout.group(namespace, group).join(OWNER);
+        loop {
+            let turn = open_regular(&owner).map_err(io("open", &owner))?;
+            let locked = rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive);
+            locked.map_err(|error| io("lock", &owner)(error.into()))?;
+            // Meanwhile the file may have been replaced: then others lock the new one.
+            let ours = turn.metadata().map_err(io("examine", &owner))?.ino();
+            if fs::metadata(&owner).map_err(io("examine", &owner))?.ino() == ours {
+                return Ok(turn);
+            }
+        }
     }
 }
 

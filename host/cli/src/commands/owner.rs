@@ -1,0 +1,36 @@
+//! `change-owner`: gives a group to somebody else.
+
+use crate::args::{namespace, namespace_of, parsed, repository};
+use crate::repository::Repository;
+use anyhow::{Context, Result};
+use clap::{Arg, ArgMatches, Command};
+use keepwell_model::{AuthId, GroupId};
+use keepwell_store::SnapshotStore;
+
+pub(crate) fn command() -> Command {
+    Command::new("change-owner")
+        .about("Change the owner of a group")
+        .arg(
+            Arg::new("group")
+                .value_name("GROUP")
+                .help("TYPE/ID")
+                .required(true)
+                .value_parser(parsed::<GroupId>()),
+        )
+        .arg(
+            Arg::new("new-owner")
+                .value_name("OWNER")
+                .help("USER@REALM or USER@REALM!TOKEN")
+                .required(true)
+                .value_parser(parsed::<AuthId>()),
+        )
+        .arg(repository())
+        .arg(namespace())
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let group = matches.get_one::<GroupId>("group").context("missing argument: group")?;
+    let owner = matches.get_one::<AuthId>("new-owner").context("missing argument: new-owner")?;
+    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    Ok(store.change_owner(&namespace_of(matches), group, owner)?)
+}
