@@ -3,9 +3,10 @@
 use crate::error::{EngineError, Result};
 use crate::restore::chain;
 use keepwell_model::manifest::{ManifestError, ManifestFile};
-use keepwell_model::{ArchiveName, Blob, FileChecksum, Index, Manifest, SnapshotId};
-use keepwell_seal::{EncryptionKey, Opener};
-use keepwell_store::{SnapshotReader, StoreError};
+use keepwell_model::{ArchiveName, Blob, FileChecksum, Index, Manifest, Namespace, SnapshotId};
+use keepwell_seal::{EncryptionKey, Opener, Sealer};
+use keepwell_store::{SnapshotReader, SnapshotStore, StoreError};
+use serde_json::{Map, Value};
 
 fn damaged(snapshot: &SnapshotId, name: &ArchiveName, problem: impl ToString) -> EngineError {
     let (snapshot, name) = (snapshot.clone(), name.clone());
@@ -90,6 +91,24 @@ impl UnverifiedManifest {
         }
         Ok(manifest)
     }
+}
+
+/// Changes what no signature covers of a stored manifest: notes, what a verification found.
+pub fn change_unprotected(
+    store: &dyn SnapshotStore,
+    namespace: &Namespace,
+    snapshot: &SnapshotId,
+    change: &dyn Fn(&mut Map<String, Value>),
+) -> Result<()> {
+    let mut rewrite = |old: Blob| {
+        let opened = UnverifiedManifest::open(snapshot, old.into_bytes());
+        let opened = opened.map_err(|error| StoreError::Refused(chain(&error)))?;
+        let mut manifest = opened.unverified();
+        change(&mut manifest.unprotected);
+        let sealed = Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json(), None));
+        sealed.map_err(|problem| StoreError::Refused(problem.to_string()))
+    };
+    Ok(store.update_manifest(namespace, snapshot, &mut rewrite)?)
 }
 
 /// A file that the manifest lists.

@@ -8,7 +8,7 @@
 use crate::error::{EngineError, Result};
 use crate::progress::Cancel;
 use crate::restore::chain;
-use crate::snapshot::{UnverifiedManifest, read_index};
+use crate::snapshot::{UnverifiedManifest, change_unprotected, read_index};
 use crossbeam_channel::{Sender, bounded};
 use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::names::ArchiveKind;
@@ -199,16 +199,9 @@ impl Verification<'_> {
     fn note(&mut self, namespace: &Namespace, snapshot: &SnapshotId, good: bool) -> Result<()> {
         let state = if good { "ok" } else { "failed" };
         let state = json!({ "upid": self.upid.to_string(), "state": state });
-        let mut change = |old: Blob| {
-            let refused = |problem: String| StoreError::Refused(problem);
-            let opened = UnverifiedManifest::open(snapshot, old.into_bytes());
-            let mut manifest = opened.map_err(|error| refused(chain(&error)))?.unverified();
-            manifest.unprotected.insert("verify_state".into(), state.clone());
-            let sealed =
-                Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json(), None));
-            sealed.map_err(|problem| refused(problem.to_string()))
-        };
-        Ok(self.store.update_manifest(namespace, snapshot, &mut change)?)
+        change_unprotected(self.store, namespace, snapshot, &|unprotected| {
+            unprotected.insert("verify_state".into(), state.clone());
+        })
     }
 
     /// All chunks of an index that have not been met; the number of errors.

@@ -1,5 +1,6 @@
 //! `change-owner`: gives a group to somebody else.
 
+use super::snapshot::group_argument;
 use crate::args::{namespace, namespace_of, parsed, repository};
 use crate::repository::Repository;
 use anyhow::{Context, Result};
@@ -10,13 +11,7 @@ use keepwell_store::SnapshotStore;
 pub(crate) fn command() -> Command {
     Command::new("change-owner")
         .about("Change the owner of a group")
-        .arg(
-            Arg::new("group")
-                .value_name("GROUP")
-                .help("TYPE/ID")
-                .required(true)
-                .value_parser(parsed::<GroupId>()),
-        )
+        .arg(group_argument())
         .arg(
             Arg::new("new-owner")
                 .value_name("OWNER")

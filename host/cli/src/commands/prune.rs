@@ -1,7 +1,8 @@
 //! `prune`: remove what a retention policy does not keep.
 
+use super::snapshot::group_argument;
 use crate::args::{
-    flag, is_set, namespace, namespace_of, number, option, option_values, output_format, parsed,
+    flag, is_set, namespace, namespace_of, number, option, option_values, output_format,
     plugin_options, repository,
 };
 use crate::output::{check_format, left, print, right};
@@ -9,7 +10,7 @@ use crate::plugins::Plugins;
 use crate::repository::Repository;
 use crate::terminal::{CTIME, local_time, now, utc_offset};
 use anyhow::{Result, bail};
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use keepwell_engine::plugin::{Document, Layout};
 use keepwell_engine::prune::{Time, apply, plan};
 use keepwell_engine::restore::chain;
@@ -26,13 +27,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
              of the policy's options, everything is kept. The chunks stay until garbage is \
              collected.",
         )
-        .arg(
-            Arg::new("group")
-                .value_name("GROUP")
-                .help("TYPE/ID")
-                .required(true)
-                .value_parser(parsed::<GroupId>()),
-        )
+        .arg(group_argument())
         .arg(flag("dry-run", "Only show what would happen"))
         .arg(flag("quiet", "Show only what is removed"))
         .arg(number("max-depth", "N", "Has no meaning for one group").hide(true))

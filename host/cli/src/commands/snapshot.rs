@@ -10,10 +10,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::list;
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
-use keepwell_engine::snapshot::UnverifiedManifest;
+use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
 use keepwell_model::{GroupId, SnapshotId};
 use keepwell_seal::Sealer;
-use keepwell_store::{DirStore, SnapshotStore, StoreError};
+use keepwell_store::{DirStore, SnapshotStore};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::PathBuf;
@@ -27,6 +27,14 @@ pub(crate) fn snapshot_argument() -> Arg {
         .help("TYPE/ID/TIME, such as host/web1/2024-01-31T12:00:00Z")
         .required(true)
         .value_parser(parsed::<SnapshotId>())
+}
+
+pub(crate) fn group_argument() -> Arg {
+    Arg::new("group")
+        .value_name("GROUP")
+        .help("TYPE/ID, such as host/web1")
+        .required(true)
+        .value_parser(parsed::<GroupId>())
 }
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
@@ -216,16 +224,10 @@ fn update_notes(matches: &ArgMatches) -> Result<()> {
     let store = open(matches)?;
     let snapshot = snapshot_of(matches)?;
     let notes = matches.get_one::<String>("notes").cloned().unwrap_or_default();
-    let mut change = |old: keepwell_model::Blob| {
-        let damaged = |problem: &dyn std::fmt::Display| StoreError::Refused(problem.to_string());
-        let manifest = UnverifiedManifest::open(snapshot, old.into_bytes());
-        let mut manifest = manifest.map_err(|problem| damaged(&problem))?.unverified();
-        // Only the part that no signature covers may change.
-        manifest.unprotected.insert("notes".into(), notes.clone().into());
-        let sealed = Sealer::new().and_then(|mut sealer| sealer.seal(&manifest.to_json(), None));
-        sealed.map_err(|problem| damaged(&problem))
-    };
-    Ok(store.update_manifest(&namespace_of(matches), snapshot, &mut change)?)
+    let namespace = namespace_of(matches);
+    Ok(change_unprotected(&store, &namespace, snapshot, &|unprotected| {
+        unprotected.insert("notes".into(), notes.clone().into());
+    })?)
 }
 
 fn show_protected(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
