@@ -113,12 +113,14 @@ pub fn fixed_index(data: &[u8]) {
 /// What is read is written and read to the same.
 pub fn manifest(data: &[u8]) {
     if let Ok(manifest) = Manifest::parse(data) {
-        let again = Manifest::parse(&manifest.to_json());
-        assert_eq!(again.ok().as_ref(), Some(&manifest));
+        // Fractions, which no manifest has, are not read exactly.
+        if !manifest.unprotected.values().any(has_fraction) {
+            let again = Manifest::parse(&manifest.to_json());
+            assert_eq!(again.ok().as_ref(), Some(&manifest));
+        }
         let _ = (manifest.notes(), manifest.key_fingerprint().is_ok(), manifest.verify_failed());
     }
-    // What is signed does not depend on white space and order. Fractions, which no manifest has, are
-    // not read exactly.
+    // What is signed does not depend on white space and order.
     if let Ok(text) = Manifest::signed_text(data)
         && serde_json::from_slice(&text).is_ok_and(|value| !has_fraction(&value))
     {
