@@ -71,6 +71,24 @@ pub use bindings::archive::keepwell::types::types::{
     EntryKind, ExtendedAttribute, Failure, Metadata, OptionKind, OptionSpec, OptionValue, Timestamp,
 };
 
+/// The metadata of an entry of which only the kind is known.
+pub fn empty_metadata(kind: EntryKind) -> Metadata {
+    Metadata {
+        kind,
+        mode: 0,
+        owner: 0,
+        group: 0,
+        modified: Timestamp { seconds: 0, nanoseconds: 0 },
+        size: 0,
+        inode_flags: 0,
+        fat_attributes: 0,
+        project: None,
+        device: None,
+        link_target: None,
+        extended: Vec::new(),
+    }
+}
+
 /// A line for the user.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_family = "wasm")]

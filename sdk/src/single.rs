@@ -1,7 +1,7 @@
 //! The reader of archives that are one file and nothing else: images, configuration files.
 
 use crate::archive::{Archive, Bytes, Children, Content, Entry, Event, Extent, Node, Walk};
-use crate::{EntryKind, Failure, Metadata, Timestamp};
+use crate::{EntryKind, Failure, Metadata, empty_metadata};
 
 /// An archive whose only stream is the content of one file.
 pub struct SingleFile {
@@ -21,20 +21,7 @@ impl Archive for SingleFile {
     }
 
     fn root(&self) -> Result<Entry, Failure> {
-        let metadata = Metadata {
-            kind: EntryKind::File,
-            mode: 0o600,
-            owner: 0,
-            group: 0,
-            modified: Timestamp { seconds: 0, nanoseconds: 0 },
-            size: self.size,
-            inode_flags: 0,
-            fat_attributes: 0,
-            project: None,
-            device: None,
-            link_target: None,
-            extended: Vec::new(),
-        };
+        let metadata = Metadata { mode: 0o600, size: self.size, ..empty_metadata(EntryKind::File) };
         let extent = Extent { stream: 0, offset: 0, length: self.size };
         let node = Node { at: 0, end: self.size };
         Ok(Entry { name: Vec::new(), node, metadata, content: Content::Stored(vec![extent]) })

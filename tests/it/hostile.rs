@@ -2,8 +2,7 @@
 //! touched.
 
 use crate::support::World;
-use keepwell_sdk::{EntryKind, Metadata};
-use plugin_pxar::decode::empty_metadata;
+use keepwell_sdk::{EntryKind, Metadata, empty_metadata};
 use plugin_pxar::encode::{self, Omit};
 use plugin_pxar::format::{self, GoodbyeRow};
 use std::fs;

@@ -252,6 +252,12 @@ pub(crate) fn verified(
     Ok(manifest)
 }
 
+/// A key file, not unlocked yet.
+pub(crate) fn read_key(path: &Path) -> Result<KeyFile> {
+    let bytes = Zeroizing::new(files::read(path)?);
+    KeyFile::parse(&bytes).with_context(|| format!("unable to load key file {path:?}"))
+}
+
 /// The key of a file, with the passphrase from the environment or typed.
 pub(crate) fn unlock(file: &KeyFile) -> Result<EncryptionKey> {
     let passphrase = match file.kdf() {

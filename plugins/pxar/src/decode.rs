@@ -3,7 +3,7 @@
 use crate::acl::{Acl, present};
 use crate::format::{self, GoodbyeRow, HEADER_BYTES, PATH_BYTES_MAX, file_type};
 use keepwell_sdk::archive::{Content, Entry, Extent, Link, Node};
-use keepwell_sdk::{EntryKind, ExtendedAttribute, Failure, Metadata, Timestamp};
+use keepwell_sdk::{EntryKind, ExtendedAttribute, Failure, Metadata, Timestamp, empty_metadata};
 use std::cell::RefCell;
 
 /// Where an archive's bytes come from.
@@ -307,23 +307,6 @@ impl<R: ReadAt> Decoder<R> {
             }
         });
         Ok((entry, rows.collect::<Result<_, _>>()?))
-    }
-}
-
-pub fn empty_metadata(kind: EntryKind) -> Metadata {
-    Metadata {
-        kind,
-        mode: 0,
-        owner: 0,
-        group: 0,
-        modified: Timestamp { seconds: 0, nanoseconds: 0 },
-        size: 0,
-        inode_flags: 0,
-        fat_attributes: 0,
-        project: None,
-        device: None,
-        link_target: None,
-        extended: Vec::new(),
     }
 }
 

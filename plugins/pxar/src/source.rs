@@ -11,7 +11,7 @@ use keepwell_sdk::archive::{
     Stream, Summary, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream, skipped,
 };
 use keepwell_sdk::options::{flag, number, values};
-use keepwell_sdk::{EntryKind, Failure, Level, OptionValue, Timestamp, log};
+use keepwell_sdk::{EntryKind, Failure, Level, Metadata, OptionValue, empty_metadata, log};
 use std::collections::{HashMap, VecDeque};
 
 /// Names asked for at a time.
@@ -445,27 +445,14 @@ impl Walk {
         if text.is_empty() {
             return Ok(());
         }
-        let modified = Timestamp { seconds: 0, nanoseconds: 0 };
-        let metadata = keepwell_sdk::Metadata {
-            kind: EntryKind::File,
-            mode: 0o600,
-            owner: 0,
-            group: 0,
-            modified,
-            size: text.len() as u64,
-            inode_flags: 0,
-            fat_attributes: 0,
-            project: None,
-            device: None,
-            link_target: None,
-            extended: Vec::new(),
-        };
+        let empty = empty_metadata(EntryKind::File);
+        let metadata = Metadata { mode: 0o600, size: text.len() as u64, ..empty };
         let start = self.out.position();
         encode::filename(&mut self.out.buffer, EXCLUDE_RECORD);
         encode::entry(&mut self.out.buffer, &metadata, Omit::default());
         encode::header(&mut self.out.buffer, format::PAYLOAD, metadata.size);
         self.out.buffer.extend(text);
-        catalog_add(EXCLUDE_RECORD, EntryKind::File, false, metadata.size, modified);
+        catalog_add(EXCLUDE_RECORD, EntryKind::File, false, metadata.size, metadata.modified);
         let hash = format::name_hash(EXCLUDE_RECORD);
         let row = GoodbyeRow { hash, start, end: self.out.position() };
         if let Some(root) = self.frames.first_mut() {

@@ -1,19 +1,17 @@
 //! `benchmark`: how fast this machine is at what a backup does. Spec: cli.md §2.
 
 use crate::args::{option, output_format, repository};
-use crate::encryption::unlock;
-use crate::files;
+use crate::encryption::{read_key, unlock};
 use crate::output::{check_format, print};
 use crate::plugins::Plugins;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{ArgMatches, Command, value_parser};
 use keepwell_engine::benchmark::{Test, speed};
 use keepwell_engine::plugin::{Alignment, Column, Document, Layout, Rendering};
-use keepwell_seal::{EncryptionKey, KeyFile};
+use keepwell_seal::EncryptionKey;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
-use zeroize::Zeroizing;
 
 const EACH: Duration = Duration::from_secs(1);
 
@@ -49,11 +47,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let key = match matches.get_one::<PathBuf>("keyfile") {
-        Some(path) => {
-            let bytes = Zeroizing::new(files::read(path)?);
-            let file = KeyFile::parse(&bytes).with_context(|| format!("{path:?}"))?;
-            unlock(&file)?
-        }
+        Some(path) => unlock(&read_key(path)?)?,
         None => EncryptionKey::generate(),
     };
     let (mut data, mut shown) = (Map::new(), Map::new());

@@ -3,7 +3,7 @@
 mod paper;
 
 use crate::args::{option, output_format};
-use crate::encryption::{default_key_path, default_master_path, unlock};
+use crate::encryption::{default_key_path, default_master_path, read_key, unlock};
 use crate::files::{self, Existing};
 use crate::output::{left, print, right, write_out};
 use crate::plugins::Plugins;
@@ -156,11 +156,6 @@ fn existing_key(matches: &ArgMatches) -> Result<PathBuf> {
             .filter(|path| path.exists())
             .context("no encryption file provided and no default file found"),
     }
-}
-
-fn read_key(path: &Path) -> Result<KeyFile> {
-    let bytes = Zeroizing::new(files::read(path)?);
-    KeyFile::parse(&bytes).with_context(|| format!("unable to load key file {path:?}"))
 }
 
 fn store_key(path: &Path, file: &KeyFile, existing: Existing) -> Result<()> {
