@@ -96,7 +96,7 @@ impl Backup {
             Chunker::new(bytes)?;
         }
         let session = store.begin(&target.namespace, &target.snapshot, &target.owner)?;
-        let workers = Workers::start(&session, target.protection.encryption())?;
+        let workers = Workers::start(target.protection.encryption())?;
         let key = target.protection.key().map(|key| &**key);
         let mut previous_problem = None;
         let previous = session.previous().and_then(|reader| {
@@ -352,6 +352,7 @@ impl SnapshotDestination {
         &self,
         name: &ArchiveName,
         chunking: Chunking,
+        size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> Result<JoinHandle<Result<FileSummary>>> {
         let (report, cancel) = (self.report.clone(), self.cancel.clone());
@@ -371,8 +372,9 @@ impl SnapshotDestination {
             Chunking::ContentDefined => {
                 let average = self.chunk_bytes.unwrap_or(Chunker::ARCHIVE_AVERAGE);
                 let cutter = Cutter::Content(Chunker::new(average)?);
-                let index = self.session.create_index(name, IndexLayout::Dynamic)?;
+                // A server lends the previous chunks to who has read their index.
                 let previous = self.previous_index(name);
+                let index = self.session.create_index(name, IndexLayout::Dynamic)?;
                 ChunkStream::start(cutter, &self.jobs, index, previous, &counters)?
             }
             Chunking::Fixed(chunk_bytes) => {
@@ -381,7 +383,9 @@ impl SnapshotDestination {
                     let problem = format!("chunks of {chunk_bytes} bytes are not possible");
                     return Err(Failure::Invalid(problem).into());
                 }
-                let layout = IndexLayout::Fixed { chunk_bytes };
+                let layout = IndexLayout::Fixed { chunk_bytes, size };
+                // Only to borrow its chunks: where these end needs no guess.
+                self.previous_index(name);
                 let index = self.session.create_index(name, layout)?;
                 let cutter = Cutter::Fixed(chunk_bytes as usize);
                 ChunkStream::start(cutter, &self.jobs, index, None, &counters)?
@@ -406,6 +410,7 @@ impl Destination for SnapshotDestination {
         &mut self,
         suffix: &str,
         chunking: Chunking,
+        size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> std::result::Result<Option<u64>, Failure> {
         let kind = match chunking {
@@ -415,7 +420,7 @@ impl Destination for SnapshotDestination {
         };
         let name = ArchiveName::new(&self.label, suffix, kind);
         let name = name.map_err(|problem| Failure::Invalid(problem.to_string()))?;
-        let thread = self.start_stream(&name, chunking, pieces).map_err(failure)?;
+        let thread = self.start_stream(&name, chunking, size, pieces).map_err(failure)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // About as long as last time.
         let before = self.previous.as_ref().and_then(|previous| previous.manifest.file(&name));

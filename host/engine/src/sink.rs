@@ -41,11 +41,12 @@ pub(crate) enum Piece {
 
 /// Opens streams and keeps the catalog: a snapshot, or a file.
 pub(crate) trait Destination: Send {
-    /// Starts a consumer of pieces. Returns how long the stream will be, where that can be guessed.
+    /// Starts a consumer of pieces; `size` is their length where that is known. Returns how long the stream will be, where that can be guessed.
     fn open_stream(
         &mut self,
         suffix: &str,
         chunking: Chunking,
+        size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> Result<Option<u64>, Failure>;
     fn catalog_open(&mut self) -> Result<(), Failure>;
@@ -85,7 +86,7 @@ impl Sink {
             return Err(Failure::Invalid(format!("more than {STREAMS_MAX} streams")));
         }
         let (pieces, queue) = bounded(QUEUE_PIECES);
-        let guess = self.destination.open_stream(suffix, chunking, queue)?;
+        let guess = self.destination.open_stream(suffix, chunking, size, queue)?;
         Counters::add(&self.counters.total, size.or(guess).unwrap_or(0));
         self.streams.push(pieces);
         Ok(self.streams.len() as u32 - 1)

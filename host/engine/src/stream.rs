@@ -154,6 +154,7 @@ impl Destination for FileDestination {
         &mut self,
         _suffix: &str,
         _chunking: Chunking,
+        _size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> std::result::Result<Option<u64>, Failure> {
         let Some(out) = self.out.take() else {

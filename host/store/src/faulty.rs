@@ -49,6 +49,11 @@ struct FaultySession {
     fuse: Fuse,
 }
 
+struct FaultyChunks {
+    inner: Arc<dyn ChunkStore>,
+    fuse: Fuse,
+}
+
 struct FaultyIndex {
     inner: Box<dyn IndexSink>,
     fuse: Fuse,
@@ -126,27 +131,24 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
     }
 }
 
-impl ChunkStore for FaultySession {
+impl ChunkStore for FaultyChunks {
     fn insert(&self, chunk: &SealedChunk<'_>) -> Result<StoredChunk> {
         self.fuse.burn()?;
-        self.inner.chunks().insert(chunk)
+        self.inner.insert(chunk)
     }
     fn touch(&self, digest: &ChunkDigest, plain_bytes: u64) -> Result<Option<StoredChunk>> {
         self.fuse.burn()?;
-        self.inner.chunks().touch(digest, plain_bytes)
+        self.inner.touch(digest, plain_bytes)
     }
     fn read(&self, digest: &ChunkDigest) -> Result<Vec<u8>> {
         self.fuse.burn()?;
-        self.inner.chunks().read(digest)
+        self.inner.read(digest)
     }
 }
 
 impl BackupSession for FaultySession {
     fn previous(&self) -> Option<Arc<dyn SnapshotReader>> {
         self.inner.previous()
-    }
-    fn chunks(&self) -> &dyn ChunkStore {
-        self
     }
     fn create_index(&self, name: &ArchiveName, layout: IndexLayout) -> Result<Box<dyn IndexSink>> {
         self.fuse.burn()?;
@@ -164,6 +166,9 @@ impl BackupSession for FaultySession {
 }
 
 impl IndexSink for FaultyIndex {
+    fn chunks(&self) -> Arc<dyn ChunkStore> {
+        Arc::new(FaultyChunks { inner: self.inner.chunks(), fuse: self.fuse.clone() })
+    }
     fn append(&mut self, chunk: &StoredChunk) -> Result<()> {
         self.fuse.burn()?;
         self.inner.append(chunk)

@@ -372,7 +372,8 @@ mod tests {
                 let payload = [*number; 100];
                 let sealed =
                     SealedChunk::new(Self::digest(*number), 100, BlobKind::Plain, &payload);
-                index.append(&session.chunks().insert(&sealed).unwrap()).unwrap();
+                let stored = index.chunks().insert(&sealed).unwrap();
+                index.append(&stored).unwrap();
             }
             index.finish().unwrap();
             session.finish(&Blob::seal(BlobKind::Plain, vec![0; 12]).unwrap()).unwrap();

@@ -188,7 +188,6 @@ pub trait BackupSession: Send + Sync {
     /// The newest finished snapshot of the group, if it can serve as a base: some chunks of it need
     /// not be stored again.
     fn previous(&self) -> Option<Arc<dyn SnapshotReader>>;
-    fn chunks(&self) -> &dyn ChunkStore;
     fn create_index(&self, name: &ArchiveName, layout: IndexLayout) -> Result<Box<dyn IndexSink>>;
     fn put_blob(&self, name: &ArchiveName, blob: &Blob) -> Result<FileSummary>;
     /// Makes everything durable, then the snapshot visible. Call it once, at the end.
@@ -199,7 +198,11 @@ pub trait BackupSession: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexLayout {
     Dynamic,
-    Fixed { chunk_bytes: u32 },
+    /// `size` is the archive's length where it is known beforehand
+    Fixed {
+        chunk_bytes: u32,
+        size: Option<u64>,
+    },
 }
 
 impl IndexLayout {
@@ -213,6 +216,8 @@ impl IndexLayout {
 
 /// An index that is being written, in the order of the archive.
 pub trait IndexSink: Send {
+    /// Where this archive's chunks are stored before they are appended.
+    fn chunks(&self) -> Arc<dyn ChunkStore>;
     fn append(&mut self, chunk: &StoredChunk) -> Result<()>;
     fn finish(self: Box<Self>) -> Result<FileSummary>;
 }

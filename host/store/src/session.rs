@@ -38,14 +38,10 @@ impl BackupSession for DirSession {
         self.previous.clone()
     }
 
-    fn chunks(&self) -> &dyn ChunkStore {
-        &self.chunks
-    }
-
     fn create_index(&self, name: &ArchiveName, layout: IndexLayout) -> Result<Box<dyn IndexSink>> {
         let encoder = match layout {
             IndexLayout::Dynamic => IndexEncoder::dynamic(),
-            IndexLayout::Fixed { chunk_bytes } => IndexEncoder::fixed(chunk_bytes),
+            IndexLayout::Fixed { chunk_bytes, .. } => IndexEncoder::fixed(chunk_bytes),
         };
         let path = self.work_dir.join(name.as_str());
         let extension = name.kind().extension();
@@ -62,7 +58,8 @@ impl BackupSession for DirSession {
         let mut out = BufWriter::with_capacity(64 << 10, file);
         let header = encoder.header(uuid, created, &FileChecksum::from_bytes([0; 32]));
         out.write_all(&header).map_err(io("write", &temporary))?;
-        Ok(Box::new(DirIndex { encoder, out, uuid, created, temporary, path }))
+        let chunks = self.chunks.clone();
+        Ok(Box::new(DirIndex { encoder, chunks, out, uuid, created, temporary, path }))
     }
 
     fn put_blob(&self, name: &ArchiveName, blob: &Blob) -> Result<FileSummary> {
@@ -107,6 +104,7 @@ impl Drop for DirSession {
 
 struct DirIndex {
     encoder: IndexEncoder,
+    chunks: DirChunks,
     out: BufWriter<File>,
     uuid: [u8; 16],
     created: i64,
@@ -115,6 +113,10 @@ struct DirIndex {
 }
 
 impl IndexSink for DirIndex {
+    fn chunks(&self) -> Arc<dyn ChunkStore> {
+        Arc::new(self.chunks.clone())
+    }
+
     fn append(&mut self, chunk: &StoredChunk) -> Result<()> {
         let entry = self.encoder.append(&chunk.digest, chunk.plain_bytes)?;
         self.out.write_all(&entry).map_err(io("write", &self.temporary))

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use keepwell_model::index::ChunkRange;
 use keepwell_model::{ChunkDigest, Index, StoredChunk};
 use keepwell_seal::Chunker;
-use keepwell_store::{FileSummary, IndexSink};
+use keepwell_store::{ChunkStore, FileSummary, IndexSink};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -97,6 +97,7 @@ pub(crate) struct ChunkStream {
     pool: Pool,
     current: Buffer,
     jobs: Sender<Job>,
+    chunks: Arc<dyn ChunkStore>,
     counters: Arc<Counters>,
     order: Option<Sender<Ordered>>,
     appender: Option<JoinHandle<Result<FileSummary>>>,
@@ -115,6 +116,7 @@ impl ChunkStream {
         counters: &Arc<Counters>,
     ) -> Result<Self> {
         let pool = Pool::new(cutter.size_max());
+        let chunks = index.chunks();
         let (order, ordered) = bounded(workers.count + 1);
         // Room for all that the appender can have seen while the reader looks elsewhere.
         let (tell, seen) = bounded(64);
@@ -135,7 +137,18 @@ impl ChunkStream {
         let jobs = workers.jobs.clone();
         let counters = counters.clone();
         let (order, appender) = (Some(order), Some(appender));
-        Ok(Self { cutter, pool, current, jobs, counters, order, appender, expectation, count: 0 })
+        Ok(Self {
+            cutter,
+            pool,
+            current,
+            jobs,
+            chunks,
+            counters,
+            order,
+            appender,
+            expectation,
+            count: 0,
+        })
     }
 
     /// Sends what is left, and waits until the index is complete.
@@ -178,7 +191,8 @@ impl ChunkStream {
     fn job(&self, buffer: Buffer, expected: Option<ChunkDigest>) -> Result<Receipt> {
         let (answer, receipt) = bounded(1);
         let (pool, counters) = (self.pool.clone(), self.counters.clone());
-        let job = Job { buffer, pool, expected, counters, answer };
+        let chunks = self.chunks.clone();
+        let job = Job { buffer, pool, expected, chunks, counters, answer };
         self.jobs.send(job).map_err(|_| EngineError::Worker)?;
         Ok(receipt)
     }

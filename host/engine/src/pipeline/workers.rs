@@ -5,7 +5,7 @@ use crate::progress::Counters;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use keepwell_model::{ChunkDigest, StoredChunk};
 use keepwell_seal::{EncryptionKey, Sealer};
-use keepwell_store::BackupSession;
+use keepwell_store::ChunkStore;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -63,6 +63,8 @@ pub(crate) struct Job {
     pub(crate) pool: Pool,
     /// only this chunk is wanted; other bytes are handed back
     pub(crate) expected: Option<ChunkDigest>,
+    /// where it is stored
+    pub(crate) chunks: Arc<dyn ChunkStore>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) answer: Sender<Result<Answer>>,
 }
@@ -82,17 +84,13 @@ pub(crate) struct WorkerQueue {
 }
 
 impl Workers {
-    pub(crate) fn start(
-        session: &Arc<dyn BackupSession>,
-        key: Option<&Arc<EncryptionKey>>,
-    ) -> Result<Self> {
+    pub(crate) fn start(key: Option<&Arc<EncryptionKey>>) -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let (jobs, queue) = bounded::<Job>(1);
         let mut threads = Vec::new();
         for number in 0..count {
             let worker = Worker {
                 queue: queue.clone(),
-                session: session.clone(),
                 sealer: Sealer::new()?,
                 key: key.cloned(),
                 zeros: HashMap::new(),
@@ -120,7 +118,6 @@ impl Drop for Workers {
 
 struct Worker {
     queue: Receiver<Job>,
-    session: Arc<dyn BackupSession>,
     sealer: Sealer,
     /// encrypts the chunks, if there is one
     key: Option<Arc<EncryptionKey>>,
@@ -131,9 +128,10 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         while let Ok(job) = self.queue.recv() {
-            let outcome = self.store(job.buffer, &job.pool, job.expected, &job.counters);
+            let Job { buffer, pool, expected, chunks, counters, answer } = job;
+            let outcome = self.store(buffer, &pool, expected, &*chunks, &counters);
             // Nobody waits any more where the backup failed elsewhere.
-            let _ = job.answer.send(outcome);
+            let _ = answer.send(outcome);
         }
     }
 
@@ -142,6 +140,7 @@ impl Worker {
         buffer: Buffer,
         pool: &Pool,
         expected: Option<ChunkDigest>,
+        chunks: &dyn ChunkStore,
         counters: &Counters,
     ) -> Result<Answer> {
         let plain = buffer.filled();
@@ -149,7 +148,7 @@ impl Worker {
         if expected.is_some_and(|expected| expected != digest) {
             return Ok(Answer::Unexpected(buffer));
         }
-        let stored = self.insert(digest, plain, counters)?;
+        let stored = self.insert(digest, plain, chunks, counters)?;
         if expected.is_some() {
             return Ok(Answer::Expected(stored, buffer));
         }
@@ -161,9 +160,9 @@ impl Worker {
         &mut self,
         digest: ChunkDigest,
         plain: &[u8],
+        chunks: &dyn ChunkStore,
         counters: &Counters,
     ) -> Result<StoredChunk> {
-        let chunks = self.session.chunks();
         let length = plain.len() as u64;
         let stored = match chunks.touch(&digest, length)? {
             Some(stored) => stored,

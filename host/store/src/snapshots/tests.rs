@@ -81,7 +81,7 @@ fn a_snapshot_appears_only_when_finished() {
     let session = store.begin(&root, &snapshot(1000), "root@pam").unwrap();
     let mut index =
         session.create_index(&"a.pxar.didx".parse().unwrap(), IndexLayout::Dynamic).unwrap();
-    let stored = session.chunks().insert(&conformance::chunk(1, b"x")).unwrap();
+    let stored = index.chunks().insert(&conformance::chunk(1, b"x")).unwrap();
     index.append(&stored).unwrap();
     assert_eq!(index.finish().unwrap().size, 1);
     assert!(store.snapshots(&root, None).unwrap().is_empty());
@@ -180,8 +180,8 @@ fn after_a_power_cut_truncated_chunks_are_written_again() {
     let layout = Layout::new(dir.path().to_owned());
     let (cut, sound) = (conformance::chunk(1, &[7; 5000]), conformance::chunk(2, b"sound"));
     let session = store.begin(&Namespace::default(), &snapshot(1000), "root@pam").unwrap();
-    session.chunks().insert(&cut).unwrap();
-    session.chunks().insert(&sound).unwrap();
+    store.chunks().insert(&cut).unwrap();
+    store.chunks().insert(&sound).unwrap();
     let running = store.begin(
         &Namespace::default(),
         &SnapshotId { group: "host/b".parse().unwrap(), ..snapshot(1) },
@@ -198,8 +198,8 @@ fn after_a_power_cut_truncated_chunks_are_written_again() {
     fs::write(layout.chunk(&cut.digest), &cut.parts().concat()[..4096]).unwrap();
     assert!(store.chunks().touch(&cut.digest, 5000).unwrap().is_some());
     let session = store.begin(&Namespace::default(), &snapshot(1000), "root@pam").unwrap();
-    assert!(session.chunks().touch(&cut.digest, 5000).unwrap().is_none(), "half a chunk is none");
-    assert!(session.chunks().touch(&sound.digest, 5).unwrap().is_some());
+    assert!(store.chunks().touch(&cut.digest, 5000).unwrap().is_none(), "half a chunk is none");
+    assert!(store.chunks().touch(&sound.digest, 5).unwrap().is_some());
     drop(session);
     let left = fs::read_dir(dir.path()).unwrap().flatten();
     assert!(left.into_iter().all(|e| !e.file_name().to_string_lossy().starts_with(".writing")));
