@@ -377,3 +377,27 @@ fn namespaces_take_backups_once_they_exist() {
     assert!(world.repo().join("ns/a/ns/b/host/me/2023-11-14T22:14:30Z/index.json.blob").is_file());
     world.ok("restore host/me root.pxar out --ns a/b");
 }
+
+#[test]
+fn the_repository_is_not_backed_up_into_itself() {
+    let world = World::new();
+    world.write("deep/file", b"x");
+    let run = world.ok(&format!("backup root.pxar:{} --backup-id me", world.dir.path().display()));
+    run.says("skip the repository itself: \"/repo\"");
+    world.ok("restore host/me root.pxar out");
+    assert!(world.path("out/deep/file").exists());
+    assert!(!world.path("out/repo").exists());
+    let own = format!("backup root.pxar:{} --backup-id other", world.repo().display());
+    world.fails(&own).says("is the repository itself");
+}
+
+#[test]
+fn a_log_may_be_long_where_it_is_short_when_compressed() {
+    let world = World::new();
+    world.write("long.log", vec![b'x'; 20 << 20]);
+    world.ok("backup a.log:long.log --backup-id me");
+    world.ok("restore host/me a.log out");
+    assert!(std::fs::read(world.path("out")).unwrap() == vec![b'x'; 20 << 20]);
+    world.write("noise.log", crate::support::noise(1, 17 << 20));
+    world.fails("backup a.log:noise.log --backup-id me").says("more than 16 MiB, even compressed");
+}

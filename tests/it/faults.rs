@@ -13,7 +13,7 @@ use keepwell_engine::{Cancel, Counters};
 use keepwell_model::{BackupTime, Namespace, SnapshotId};
 use keepwell_seal::Protection;
 use keepwell_store::faulty::{Faulty, Fuse};
-use keepwell_store::{DirStore, SnapshotStore};
+use keepwell_store::{DirStore, SessionStore, SnapshotStore};
 use std::sync::Arc;
 
 /// A source that needs no plugin: some bytes, and a catalog entry.

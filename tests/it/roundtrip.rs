@@ -178,3 +178,44 @@ fn a_copy_of_usr_comes_back_the_same() {
     world.ok("restore host/usr root.pxar out");
     assert_eq!(differences(&describe(source), &describe(&world.path("out"))), Vec::<String>::new());
 }
+
+#[test]
+fn what_may_not_be_changed_is_replaced_all_the_same() {
+    if !crate::support::needs_root("chattr") {
+        return;
+    }
+    let world = World::new();
+    world.write("tree/a", b"1");
+    let chattr = |flag: &str, name: &str| {
+        let ran = std::process::Command::new("chattr").arg(flag).arg(world.path(name)).status();
+        assert!(ran.unwrap().success(), "chattr {flag} {name}");
+    };
+    chattr("+a", "tree/a");
+    assert!(rustix_mknod(&world.path("tree/pipe")));
+    world.ok("backup root.pxar:tree --backup-id me");
+    world.ok("restore host/me root.pxar out");
+    chattr("-a", "out/a");
+    world.ok("restore host/me root.pxar out --allow-existing-dirs --overwrite");
+    chattr("-a", "out/a");
+    chattr("-a", "tree/a");
+    let mut names: Vec<_> =
+        std::fs::read_dir(world.path("out")).unwrap().flatten().map(|e| e.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "pipe"]);
+}
+
+fn rustix_mknod(path: &std::path::Path) -> bool {
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).is_ok()
+}
+
+#[test]
+fn a_pattern_that_selects_nothing_is_an_error() {
+    let world = World::new();
+    world.write("tree/a", b"1");
+    world.write("disk", vec![1; 4096]);
+    world.ok("backup root.pxar:tree disk.img:disk --backup-id me");
+    world.fails("restore host/me root.pxar out --pattern nothing").says("matches --pattern");
+    world.fails("restore host/me disk.img img --pattern a").says("one file");
+    assert!(!world.path("img").exists());
+}

@@ -26,6 +26,8 @@ pub(crate) fn describe(skipped: &Skipped) -> String {
         Omission::Denied => format!("failed to open file: \"{path}\": access denied"),
         Omission::Vanished => format!("warning: file vanished while reading: \"{path}\""),
         Omission::Changed => format!("warning: \"{path}\": {detail}"),
+        Omission::Unreadable => format!("warning: \"{path}\": {detail}"),
+        Omission::Repository => format!("skip the repository itself: \"/{path}\""),
         Omission::Unsupported => format!("warning: can't archive \"{path}\": {detail}"),
         Omission::TooLarge => format!("skip large file: \"{path}\" ({detail})"),
         Omission::Marked => format!("skip content of marked directory: \"{path}\" ({detail})"),

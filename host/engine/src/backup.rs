@@ -8,7 +8,7 @@ use crate::report::{Report, Skipped};
 use crate::sink::{Chunking, Destination, Piece, Sink};
 use crate::snapshot::{UnverifiedManifest, read_index};
 use crossbeam_channel::Receiver;
-use keepwell_model::blob::HEADER_BYTES;
+use keepwell_model::blob::{ENCRYPTED_HEADER_BYTES, HEADER_BYTES};
 use keepwell_model::catalog::{CatalogKind, CatalogWriter};
 use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::names::ArchiveKind;
@@ -16,13 +16,15 @@ use keepwell_model::{
     ArchiveLabel, ArchiveName, Blob, BlobKind, Index, Manifest, Namespace, SnapshotId,
 };
 use keepwell_seal::{Chunker, EncryptionKey, Protection, SealError, Sealer};
-use keepwell_store::{BackupSession, FileSummary, IndexLayout, SnapshotReader, SnapshotStore};
+use keepwell_store::{BackupSession, FileSummary, IndexLayout, SessionStore, SnapshotReader};
 use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Most bytes of a `.conf` or `.log`: the reference server takes no larger blob.
-const SINGLE_BLOB_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of a `.conf` or `.log`, as they are and as they are stored: the reference server
+/// takes no larger blob.
+const SINGLE_BLOB_BYTES_MAX: usize = keepwell_model::blob::BLOB_BYTES_MAX;
+const STORED_BLOB_BYTES_MAX: usize = (16 << 20) + ENCRYPTED_HEADER_BYTES;
 /// Catalog bytes collected before they are cut.
 const CATALOG_BATCH_BYTES: usize = 64 << 10;
 
@@ -86,7 +88,7 @@ pub struct Backup {
 
 impl Backup {
     pub fn begin(
-        store: &dyn SnapshotStore,
+        store: &dyn SessionStore,
         target: BackupTarget,
         report: Report,
         cancel: Cancel,
@@ -551,10 +553,7 @@ struct BlobConsumer {
 impl Consumer for BlobConsumer {
     fn room(&mut self) -> Result<&mut [u8]> {
         if self.filled >= SINGLE_BLOB_BYTES_MAX {
-            return Err(EngineError::Refused(format!(
-                "'{}' has more than 16 MiB: back it up as an image (NAME.img:PATH)",
-                self.name.user_name()
-            )));
+            return Err(self.too_large("has more than 128 MiB"));
         }
         if self.bytes.len() == self.filled {
             let grown = (self.filled * 2).clamp(64 << 10, SINGLE_BLOB_BYTES_MAX);
@@ -570,9 +569,17 @@ impl Consumer for BlobConsumer {
 }
 
 impl BlobConsumer {
+    fn too_large(&self, problem: &str) -> EngineError {
+        let name = self.name.user_name();
+        EngineError::Refused(format!("'{name}' {problem}: back it up as an image (NAME.img:PATH)"))
+    }
+
     fn store(self, session: &dyn BackupSession, counters: &Counters) -> Result<FileSummary> {
         let plain = &self.bytes[..self.filled];
         let blob: Blob = Sealer::new()?.seal(plain, self.key.as_deref())?;
+        if blob.as_bytes().len() > STORED_BLOB_BYTES_MAX {
+            return Err(self.too_large("has more than 16 MiB, even compressed"));
+        }
         let summary = session.put_blob(&self.name, &blob)?;
         Counters::add(&counters.new_bytes, plain.len() as u64);
         Counters::add(&counters.stored_bytes, summary.size);

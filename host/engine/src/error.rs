@@ -50,10 +50,26 @@ pub enum EngineError {
     Catalog(#[from] keepwell_model::catalog::CatalogError),
     #[error("error at entry \"{path}\": {problem}")]
     Entry { path: String, problem: String },
-    #[error("{0} entries could not be restored")]
+    #[error("the restore is not complete: {0} errors")]
     Incomplete(u64),
     #[error("a worker ended unexpectedly")]
     Worker,
+}
+
+impl EngineError {
+    /// Whether the target is full: trying on is of no use.
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            // ENOSPC and EDQUOT.
+            Self::Entry { problem, .. } => {
+                problem.contains("(os error 28)") || problem.contains("(os error 122)")
+            }
+            _ => false,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, EngineError>;

@@ -71,6 +71,8 @@ pub struct Directory {
     probes: Arc<Probes>,
     /// names still to be handed out, the next one last; none before the first read
     names: Option<Vec<Listed>>,
+    /// what must not be listed: a path from the root
+    hidden: Option<Arc<[u8]>>,
 }
 
 /// A file that a source may read.
@@ -98,7 +100,24 @@ impl Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
         let place = Arc::new(Place { parent: None, name: Vec::new() });
-        Ok(Self { fd, place, probes: Arc::default(), names: None })
+        Ok(Self { fd, place, probes: Arc::default(), names: None, hidden: None })
+    }
+
+    /// Leaves out what lies at this path below the root: the repository, when it is in the tree
+    /// that is backed up.
+    pub fn hide(&mut self, path: &[u8]) {
+        self.hidden = Some(path.into());
+    }
+
+    /// The name that must not be listed here, if any.
+    fn hidden_name(&self) -> Option<&[u8]> {
+        let hidden = self.hidden.as_deref()?;
+        let here = self.place.path();
+        let rest = match here.is_empty() {
+            true => hidden,
+            false => hidden.strip_prefix(&here[..])?.strip_prefix(b"/")?,
+        };
+        (!rest.contains(&b'/')).then_some(rest)
     }
 
     fn child(&self, name: &[u8]) -> Arc<Place> {
@@ -112,10 +131,17 @@ impl Directory {
 
     /// The next names in byte order.
     pub fn read(&mut self, max: u32) -> Result<Vec<Listed>, Failure> {
+        let hidden = match self.names {
+            Some(_) => None,
+            None => self.hidden_name().map(<[u8]>::to_vec),
+        };
         let names = match &mut self.names {
             Some(names) => names,
             empty => {
-                let listed = list(&self.fd).map_err(|error| failure(error, &self.place))?;
+                let mut listed = list(&self.fd).map_err(|error| failure(error, &self.place))?;
+                if let Some(hidden) = hidden {
+                    listed.retain(|child| child.name != hidden);
+                }
                 empty.insert(listed)
             }
         };
@@ -130,7 +156,8 @@ impl Directory {
         let place = self.child(name);
         let flags = OPEN_FLAGS | OFlags::DIRECTORY;
         let fd = open_quietly(&self.fd, name, flags).map_err(|error| failure(error, &place))?;
-        let directory = Directory { fd, place, probes: self.probes.clone(), names: None };
+        let (probes, hidden) = (self.probes.clone(), self.hidden.clone());
+        let directory = Directory { fd, place, probes, names: None, hidden };
         let examined = directory.examine()?;
         Ok((directory, examined))
     }
@@ -257,6 +284,11 @@ impl InputFile {
             other => other?,
         };
         Ok(Some((start, seek(&self.file, SeekFrom::Hole(start))?)))
+    }
+
+    /// Whether the user named this very file: it is all that is archived.
+    pub fn is_named(&self) -> bool {
+        self.place.parent.is_none()
     }
 
     /// From the root, for messages.

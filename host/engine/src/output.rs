@@ -3,8 +3,8 @@
 //!
 //! Order of metadata and what is ignored: shared/spec/pxar.md §12.
 
-use crate::input::attributes::{fsxattr, set_fat_attributes, set_fsxattr};
-use crate::plugin::{EntryKind, Metadata};
+use crate::input::attributes::{fat_attributes, fsxattr, set_fat_attributes, set_fsxattr};
+use crate::plugin::{EntryKind, ExtendedAttribute, Metadata};
 use rustix::fs::{
     AtFlags, FileType, IFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT,
     XattrFlags,
@@ -130,7 +130,10 @@ pub(crate) fn make_file(
 
 /// Gives a complete file its name.
 pub(crate) fn put_in_place(parent: BorrowedFd<'_>, temporary: &[u8], name: &[u8]) -> Outcome<()> {
-    rustix::fs::renameat(parent, temporary, parent, name).map_err(step("overwrite"))
+    rustix::fs::renameat(parent, temporary, parent, name).map_err(|error| {
+        let _ = rustix::fs::unlinkat(parent, temporary, AtFlags::empty());
+        Trouble { step: "overwrite", error }
+    })
 }
 
 /// No atime, compress, no copy on write, don't compress, inherit project.
@@ -191,7 +194,8 @@ pub(crate) fn make_special(
         let (major, minor) = metadata.device.unwrap_or_default();
         let device = rustix::fs::makedev(major, minor);
         let mode = Mode::from_raw_mode(metadata.mode);
-        match rustix::fs::mknodat(parent, name, kind, mode, device) {
+        let make = || rustix::fs::mknodat(parent, name, kind, mode, device);
+        match replacing(parent, name, options.overwrite_files, make) {
             Err(_) if options.ignore_device_errors => return Ok(()),
             other => other.map_err(step("create special file"))?,
         }
@@ -241,7 +245,8 @@ fn without_flags(
     const FORBIDDING: u32 = 0x10 | 0x20;
     let flags = NAME_FLAGS | OFlags::RDONLY | OFlags::NONBLOCK;
     let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let kept = rustix::fs::ioctl_getflags(&file)?;
+    // Where there are no such flags, they were not what forbade it.
+    let kept = rustix::fs::ioctl_getflags(&file).map_err(|_| Errno::PERM)?;
     let without = IFlags::from_bits_retain(kept.bits() & !FORBIDDING);
     if without == kept {
         return Err(Errno::PERM);
@@ -313,8 +318,8 @@ fn owners(metadata: &Metadata) -> (Option<rustix::fs::Uid>, Option<rustix::fs::G
     (Some(uid), Some(gid))
 }
 
-/// Gives a file or directory its metadata: the last thing that happens to it. One step that
-/// fails does not keep the others from being done; the first failure is told.
+/// Gives a file or directory its metadata, all but what could forbid to touch it afterwards. One
+/// step that fails does not keep the others from being done; the first failure is told.
 pub(crate) fn apply(
     fd: BorrowedFd<'_>,
     metadata: &Metadata,
@@ -330,7 +335,10 @@ pub(crate) fn apply(
         let (uid, gid) = owners(metadata);
         done("set owner", tolerant(rustix::fs::fchown(fd, uid, gid)));
     }
-    done("set extended attributes", set_extended(fd, metadata, options));
+    let (capabilities, others): (Vec<_>, Vec<_>) =
+        metadata.extended.iter().partition(|(name, _)| name == b"security.capability");
+    done("set extended attributes", set_extended(fd, &others, options));
+    done("set file capabilities", set_extended(fd, &capabilities, options));
     if let Some(project) = metadata.project
         && let Ok(mut value) = fsxattr(fd)
     {
@@ -342,15 +350,26 @@ pub(crate) fn apply(
         done("set permissions", tolerant(rustix::fs::fchmod(fd, mode)));
     }
     done("set time", tolerant(rustix::fs::futimens(fd, &times(metadata))));
-    if metadata.inode_flags != 0 {
-        done("set attributes (chattr)", set_flags(fd, metadata.inode_flags));
-    }
-    if metadata.fat_attributes != 0 {
-        // Only FAT has them, and only there they mean something.
-        let _ = set_fat_attributes(fd, metadata.fat_attributes);
-    }
     first
 }
+
+/// The last thing that happens to a file or directory: it may be immutable now.
+pub(crate) fn seal(fd: BorrowedFd<'_>, metadata: &Metadata) -> Outcome<()> {
+    if metadata.fat_attributes != 0
+        && let Ok(current) = fat_attributes(fd)
+    {
+        // Only FAT has them. "Read only" is among them, and belongs to the permissions.
+        let wanted = metadata.fat_attributes & FAT_KEPT | current & !FAT_KEPT;
+        let _ = set_fat_attributes(fd, wanted);
+    }
+    match metadata.inode_flags {
+        0 => Ok(()),
+        flags => set_flags(fd, flags).map_err(step("set attributes (chattr)")),
+    }
+}
+
+/// Hidden, system, archive.
+const FAT_KEPT: u32 = 0x02 | 0x04 | 0x20;
 
 fn set_flags(fd: BorrowedFd<'_>, wanted: u32) -> Result<(), Errno> {
     let Ok(current) = rustix::fs::ioctl_getflags(fd) else { return Ok(()) };
@@ -379,11 +398,11 @@ fn is_restorable(name: &[u8]) -> bool {
 
 fn set_extended(
     fd: BorrowedFd<'_>,
-    metadata: &Metadata,
+    attributes: &[&ExtendedAttribute],
     options: &OutputOptions,
 ) -> Result<(), Errno> {
     let mut first = Ok(());
-    for (name, value) in &metadata.extended {
+    for (name, value) in attributes {
         let ignored = match &name[..] {
             b"security.capability" => options.ignore_fcaps,
             b"system.posix_acl_access" | b"system.posix_acl_default" => options.ignore_acls,

@@ -14,14 +14,18 @@ pub enum Omission {
     Vanished,
     Unsupported,
     Changed,
+    /// parts of it could not be read and are zeros in the archive
+    Unreadable,
     TooLarge,
     Marked,
+    /// the repository that the backup goes into
+    Repository,
 }
 
 impl Omission {
     /// Whether the user wanted it so.
     pub fn is_intended(self) -> bool {
-        matches!(self, Self::MountPoint | Self::TooLarge | Self::Marked)
+        matches!(self, Self::MountPoint | Self::TooLarge | Self::Marked | Self::Repository)
     }
 }
 

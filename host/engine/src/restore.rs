@@ -14,7 +14,7 @@ use crate::report::shown_path;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -145,7 +145,8 @@ impl Shared {
     /// Notes an error; without `keep_going` the first one ends the restore.
     fn trouble(&self, error: EngineError) {
         self.troubles.fetch_add(1, Ordering::Relaxed);
-        if self.keep_going {
+        // A full disk gets no emptier.
+        if self.keep_going && !error.is_no_space() {
             (self.on_trouble)(&chain(&error));
             return;
         }
@@ -230,6 +231,9 @@ impl Dir {
         if trouble.step == "set owner" && trouble.error == rustix::io::Errno::PERM {
             problem += " (use --ignore-ownership to restore without root)";
         }
+        if trouble.step == "set file capabilities" && trouble.error == rustix::io::Errno::PERM {
+            problem += " (use --ignore-fcaps to restore without root)";
+        }
         EngineError::Entry { path: self.path_of(name), problem }
     }
 
@@ -269,7 +273,9 @@ impl Drop for Dir {
         if self.is_new.load(Ordering::Relaxed) {
             output::narrow(fd.as_fd(), &self.metadata, options);
         }
-        if let Err(trouble) = output::apply(fd.as_fd(), &self.metadata, options) {
+        let applied = output::apply(fd.as_fd(), &self.metadata, options);
+        let sealed = output::seal(fd.as_fd(), &self.metadata);
+        if let Err(trouble) = applied.and(sealed) {
             let error = self.error(b"", trouble);
             self.shared.trouble(error);
         }
@@ -301,15 +307,19 @@ impl OpenFile {
             return Ok(());
         }
         let trouble = |trouble| self.dir.error(&self.name, trouble);
-        let applied = if self.bare {
-            Ok(())
-        } else {
-            output::apply(self.file.as_fd(), &self.metadata, &shared.options).map_err(trouble)
+        let fd = self.file.as_fd();
+        let applied = match self.bare {
+            true => Ok(()),
+            false => output::apply(fd, &self.metadata, &shared.options).map_err(trouble),
         };
         if let Some(temporary) = &self.temporary {
             output::put_in_place(self.dir.open()?, temporary, &self.name).map_err(trouble)?;
         }
-        applied
+        let sealed = match self.bare {
+            true => Ok(()),
+            false => output::seal(fd, &self.metadata).map_err(trouble),
+        };
+        applied.and(sealed)
     }
 }
 
@@ -378,8 +388,19 @@ impl Restore {
     /// Restores all that the patterns select of `archive` into `target`: a directory, or a new
     /// file where the archive is one.
     pub fn run(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
-        let root = archive.root()?;
         let Self { request, content, cancel, counters, on_trouble } = self;
+        let (root, root_problem) = match archive.root() {
+            Ok(root) => (root, None),
+            // What is in it can be found from the other end.
+            Err(failure) if request.keep_going && !request.sequential => {
+                (lost_directory(Vec::new(), ROOT), Some(failure))
+            }
+            Err(failure) => return Err(failure.into()),
+        };
+        if root.metadata.kind != EntryKind::Directory && !request.patterns.is_empty() {
+            let problem = "the archive is one file: --pattern selects in trees of files only";
+            return Err(EngineError::Refused(problem.into()));
+        }
         let shared = Arc::new(Shared {
             content,
             options: request.options,
@@ -404,7 +425,7 @@ impl Restore {
             let (patterns, sequential) = (&request.patterns, request.sequential);
             let mut walk = Walk { shared: &shared, jobs, patterns, sequential, skipped: 0 };
             match root.metadata.kind {
-                EntryKind::Directory => walk.directory(archive, root, target),
+                EntryKind::Directory => walk.directory(archive, root, root_problem, target),
                 _ => walk.single_file(&root, target),
             }
         });
@@ -424,6 +445,15 @@ impl Restore {
             troubles => Err(EngineError::Incomplete(troubles)),
         }
     }
+}
+
+/// The node of an archive's root, as the contract has it.
+const ROOT: Node = Node { at: 0, end: 0 };
+
+/// A directory of which nothing is known but where it lies.
+fn lost_directory(name: Vec<u8>, node: Node) -> Entry {
+    let metadata = Metadata { mode: 0o700, ..Metadata::of_kind(EntryKind::Directory) };
+    Entry { name, node, metadata, content: Content::None }
 }
 
 /// The walking thread's own.
@@ -447,7 +477,13 @@ struct Level {
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, archive: &mut dyn Archive, root: Entry, target: &Path) -> Result<()> {
+    fn directory(
+        &mut self,
+        archive: &mut dyn Archive,
+        root: Entry,
+        root_problem: Option<Failure>,
+        target: &Path,
+    ) -> Result<()> {
         let shown = target.display().to_string();
         let mut builder = std::fs::DirBuilder::new();
         let made = builder.mode(0o700).recursive(true).create(target);
@@ -460,12 +496,16 @@ impl Walk<'_> {
             fd: OnceLock::from(fd),
             shared: self.shared.clone(),
             depth: 0,
-            bare: false,
+            bare: root_problem.is_some(),
             is_new: AtomicBool::new(false),
         });
         let (wanted, root_node) = (self.patterns.is_empty(), root.node);
         let mut levels = vec![Level { dir, path: Vec::new(), wanted, last: None }];
-        match self.walk(archive, &mut levels) {
+        let walked = match root_problem {
+            Some(failure) => Err(failure.into()),
+            None => self.walk(archive, &mut levels),
+        };
+        match walked {
             // The archive itself is damaged: what lies behind can be found through its tables.
             Err(EngineError::Plugin(failure)) if self.shared.keep_going && !self.sequential => {
                 self.shared.trouble(failure.into());
@@ -559,6 +599,7 @@ impl Walk<'_> {
                         if let Some(top) = levels.last() {
                             self.shared.trouble(top.dir.lost("an entry in it", failure));
                         }
+                        self.salvage_nameless(archive, node, levels)?;
                     }
                     Ok(entry) => {
                         let node = entry.node;
@@ -577,6 +618,26 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Where an entry is lost, but was a directory whose table is not, what is in that is restored
+    /// into one with another name.
+    fn salvage_nameless(
+        &mut self,
+        archive: &mut dyn Archive,
+        node: Node,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        let is_directory = archive.children(node, None, 1).is_ok_and(|found| !found.is_empty());
+        if !is_directory || self.skipped > 0 || !self.patterns.is_empty() {
+            return Ok(());
+        }
+        let name = format!("keepwell-lost-{}", node.at).into_bytes();
+        self.event_or_trouble(archive, Event::Enter(lost_directory(name, node)), levels)?;
+        if self.skipped == 0 {
+            self.salvage_below(archive, node, None, levels)?;
+        }
+        self.event_or_trouble(archive, Event::Leave, levels)
     }
 
     fn event(
@@ -774,6 +835,10 @@ impl Walk<'_> {
             .file_name()
             .ok_or_else(|| EngineError::Refused(format!("'{shown}' is no name for a file")))?;
         let mut options = std::fs::OpenOptions::new();
+        if target.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+            let problem = "is a device: restore to '-' and write that to it (… - > DEVICE)";
+            return Err(EngineError::Refused(format!("'{shown}' {problem}")));
+        }
         let file = options.write(true).create_new(true).open(target).map_err(cannot())?;
         file.set_len(root.metadata.size).map_err(|error| {
             let _ = std::fs::remove_file(target);

@@ -17,7 +17,7 @@ use keepwell_model::{
     SnapshotId, Upid,
 };
 use keepwell_seal::{Opener, Sealer};
-use keepwell_store::{DirStore, SnapshotReader, SnapshotStore, StoreError};
+use keepwell_store::{DirStore, SessionStore, SnapshotReader, SnapshotStore, StoreError};
 use serde_json::json;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -147,7 +147,7 @@ impl Verification<'_> {
     pub fn snapshot(&mut self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<bool> {
         self.check()?;
         let name = format!("{}:{snapshot}", self.label);
-        let reader = match self.store.open(namespace, snapshot) {
+        let reader = match SessionStore::open(self.store, namespace, snapshot) {
             Ok(reader) => reader,
             Err(StoreError::SnapshotMissing { .. }) => {
                 self.say(&format!("SKIPPED: verify {name} - snapshot does not exist (anymore)."));

@@ -57,8 +57,14 @@ pub(crate) fn temporary_suffix() -> String {
 impl DirChunks {
     /// Opens the chunks of an existing store.
     pub(crate) fn open(layout: Layout) -> Result<Self> {
-        if !layout.chunks().is_dir() {
-            return Err(StoreError::NotAStore { path: layout.root().to_owned() });
+        let chunks = layout.chunks();
+        match fs::metadata(&chunks) {
+            Ok(metadata) if metadata.is_dir() => {}
+            // Who may not look must not be told that there is nothing.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(self::io("open", layout.root())(error));
+            }
+            _ => return Err(StoreError::NotAStore { path: layout.root().to_owned() }),
         }
         let keeper = Keeper::of(layout.root())?;
         Ok(Self { layout, keeper })

@@ -3,7 +3,7 @@
 
 use crate::{
     BackupSession, Capacity, ChunkStore, FileSummary, GroupInfo, IndexLayout, IndexSink, Removal,
-    Result, SnapshotInfo, SnapshotReader, SnapshotStore, StoreError,
+    Result, SessionStore, SnapshotInfo, SnapshotReader, SnapshotStore, StoreError,
 };
 use keepwell_model::{
     ArchiveName, AuthId, Blob, ChunkDigest, GroupId, Namespace, SealedChunk, SnapshotId,
@@ -59,6 +59,26 @@ struct FaultyIndex {
     fuse: Fuse,
 }
 
+impl<S: SnapshotStore> SessionStore for Faulty<S> {
+    fn begin(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+        owner: &str,
+    ) -> Result<Arc<dyn BackupSession>> {
+        self.fuse.burn()?;
+        let inner = self.inner.begin(namespace, snapshot, owner)?;
+        Ok(Arc::new(FaultySession { inner, fuse: self.fuse.clone() }))
+    }
+    fn open(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+    ) -> Result<Arc<dyn SnapshotReader>> {
+        self.inner.open(namespace, snapshot)
+    }
+}
+
 impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
     fn namespaces(&self, parent: &Namespace, depth: usize) -> Result<Vec<Namespace>> {
         self.inner.namespaces(parent, depth)
@@ -83,23 +103,6 @@ impl<S: SnapshotStore> SnapshotStore for Faulty<S> {
     }
     fn capacity(&self) -> Result<Capacity> {
         self.inner.capacity()
-    }
-    fn begin(
-        &self,
-        namespace: &Namespace,
-        snapshot: &SnapshotId,
-        owner: &str,
-    ) -> Result<Arc<dyn BackupSession>> {
-        self.fuse.burn()?;
-        let inner = self.inner.begin(namespace, snapshot, owner)?;
-        Ok(Arc::new(FaultySession { inner, fuse: self.fuse.clone() }))
-    }
-    fn open(
-        &self,
-        namespace: &Namespace,
-        snapshot: &SnapshotId,
-    ) -> Result<Arc<dyn SnapshotReader>> {
-        self.inner.open(namespace, snapshot)
     }
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()> {
         self.fuse.burn()?;

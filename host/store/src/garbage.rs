@@ -340,6 +340,7 @@ fn read_index(path: &Path) -> Result<Option<Index>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SessionStore;
     use crate::{IndexLayout, SnapshotStore};
     use keepwell_model::{Blob, BlobKind, Namespace, SealedChunk, SnapshotId};
 

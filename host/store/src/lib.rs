@@ -67,6 +67,9 @@ pub enum StoreError {
     Name(#[from] keepwell_model::names::NameError),
     #[error(transparent)]
     Append(#[from] keepwell_model::index::AppendError),
+    /// what went wrong on the way to a server, or there
+    #[error(transparent)]
+    Remote(Box<dyn std::error::Error + Send + Sync>),
     #[error("injected fault at call {call}")]
     Injected { call: u32 },
 }
@@ -130,8 +133,24 @@ pub enum Removal {
     KeptGroups,
 }
 
-/// Holds snapshots in groups in namespaces.
-pub trait SnapshotStore: Send + Sync {
+/// Where snapshots are made and read: a directory, or a server.
+pub trait SessionStore: Send + Sync {
+    /// Begins a snapshot. Nothing of it can be seen before [`BackupSession::finish`], and nothing
+    /// remains of it when the session is dropped.
+    fn begin(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+        owner: &str,
+    ) -> Result<Arc<dyn BackupSession>>;
+
+    /// Opens a finished snapshot; while it is open, nobody can remove it.
+    fn open(&self, namespace: &Namespace, snapshot: &SnapshotId)
+    -> Result<Arc<dyn SnapshotReader>>;
+}
+
+/// Holds snapshots in groups in namespaces, and changes them.
+pub trait SnapshotStore: SessionStore {
     /// Namespaces at and below `parent`, down to `depth` levels, in order, `parent` first.
     fn namespaces(&self, parent: &Namespace, depth: usize) -> Result<Vec<Namespace>>;
     /// Its parent must exist.
@@ -147,19 +166,6 @@ pub trait SnapshotStore: Send + Sync {
         group: Option<&GroupId>,
     ) -> Result<Vec<SnapshotInfo>>;
     fn capacity(&self) -> Result<Capacity>;
-
-    /// Begins a snapshot. Nothing of it can be seen before [`BackupSession::finish`], and nothing
-    /// remains of it when the session is dropped.
-    fn begin(
-        &self,
-        namespace: &Namespace,
-        snapshot: &SnapshotId,
-        owner: &str,
-    ) -> Result<Arc<dyn BackupSession>>;
-
-    /// Opens a finished snapshot; while it is open, nobody can remove it.
-    fn open(&self, namespace: &Namespace, snapshot: &SnapshotId)
-    -> Result<Arc<dyn SnapshotReader>>;
 
     /// Removes a snapshot that is neither protected nor in use.
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()>;
@@ -236,15 +242,19 @@ pub trait SnapshotReader: Send + Sync {
     /// A whole file of the snapshot, unverified: compare it with the manifest.
     fn read_file(&self, name: &ArchiveName) -> Result<Vec<u8>>;
     fn read_index(&self, name: &ArchiveName) -> Result<Index> {
-        let bytes = self.read_file(name)?;
-        let parsed = match name.kind() {
-            ArchiveKind::Fixed => Index::parse_fixed(bytes),
-            _ => Index::parse_dynamic(bytes),
-        };
-        parsed.map_err(|problem| StoreError::Corrupt {
-            snapshot: self.snapshot().clone(),
-            name: name.clone(),
-            problem: problem.to_string(),
-        })
+        parse_index(name, self.snapshot(), self.read_file(name)?)
     }
+}
+
+/// Reads an index's file.
+pub fn parse_index(name: &ArchiveName, snapshot: &SnapshotId, bytes: Vec<u8>) -> Result<Index> {
+    let parsed = match name.kind() {
+        ArchiveKind::Fixed => Index::parse_fixed(bytes),
+        _ => Index::parse_dynamic(bytes),
+    };
+    parsed.map_err(|problem| StoreError::Corrupt {
+        snapshot: snapshot.clone(),
+        name: name.clone(),
+        problem: problem.to_string(),
+    })
 }

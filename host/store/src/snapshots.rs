@@ -6,8 +6,8 @@ use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
 use crate::lock::{DirLock, WriterLock};
 use crate::session::DirSession;
 use crate::{
-    BackupSession, Capacity, ChunkStore, GroupInfo, Removal, Result, SnapshotInfo, SnapshotReader,
-    SnapshotStore, StoreError,
+    BackupSession, Capacity, ChunkStore, GroupInfo, Removal, Result, SessionStore, SnapshotInfo,
+    SnapshotReader, SnapshotStore, StoreError,
 };
 use keepwell_model::{
     ArchiveName, AuthId, BackupId, BackupTime, BackupType, Blob, ChunkDigest, GroupId, Namespace,
@@ -282,6 +282,61 @@ fn read_limited(path: &Path) -> std_io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+impl SessionStore for DirStore {
+    fn begin(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+        owner: &str,
+    ) -> Result<Arc<dyn BackupSession>> {
+        self.require_namespace(namespace)?;
+        let writer = WriterLock::acquire(&self.layout.lock())?;
+        let (group_lock, group_is_new) = self.enter_group(namespace, &snapshot.group, owner)?;
+        let group_dir = self.layout.group(namespace, &snapshot.group);
+        self.sweep_group(&group_dir)?;
+        let times = self.times(namespace, &snapshot.group)?;
+        if let Some(last) = times.last().filter(|last| **last >= snapshot.time) {
+            let last = SnapshotId { group: snapshot.group.clone(), time: *last };
+            return Err(StoreError::TooOld { last });
+        }
+        let manifest = ArchiveName::manifest();
+        let previous = times.iter().rev().find_map(|time| {
+            let id = SnapshotId { group: snapshot.group.clone(), time: *time };
+            let finished = self.layout.file(namespace, &id, &manifest).is_file();
+            let opened = || self.open_snapshot(namespace, &id).ok();
+            let reader: Arc<dyn SnapshotReader> = Arc::new(finished.then(opened)??);
+            Some(reader)
+        });
+        recover(&self.layout)?;
+        let marker = Marker::set(&self.layout, self.keeper)?;
+        let name = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
+        let work_dir = group_dir.join(name);
+        self.make_dir(&work_dir)?;
+        Ok(Arc::new(DirSession {
+            layout: self.layout.clone(),
+            keeper: self.keeper,
+            chunks: self.chunks.clone(),
+            namespace: namespace.clone(),
+            snapshot: snapshot.clone(),
+            work_dir,
+            group_is_new,
+            previous,
+            finished: AtomicBool::new(false),
+            _group: group_lock,
+            _writer: writer,
+            _marker: marker,
+        }))
+    }
+
+    fn open(
+        &self,
+        namespace: &Namespace,
+        snapshot: &SnapshotId,
+    ) -> Result<Arc<dyn SnapshotReader>> {
+        Ok(Arc::new(self.open_snapshot(namespace, snapshot)?))
+    }
+}
+
 impl SnapshotStore for DirStore {
     fn namespaces(&self, parent: &Namespace, depth: usize) -> Result<Vec<Namespace>> {
         self.require_namespace(parent)?;
@@ -385,59 +440,6 @@ impl SnapshotStore for DirStore {
             used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(block),
             available: stat.f_bavail.saturating_mul(block),
         })
-    }
-
-    fn begin(
-        &self,
-        namespace: &Namespace,
-        snapshot: &SnapshotId,
-        owner: &str,
-    ) -> Result<Arc<dyn BackupSession>> {
-        self.require_namespace(namespace)?;
-        let writer = WriterLock::acquire(&self.layout.lock())?;
-        let (group_lock, group_is_new) = self.enter_group(namespace, &snapshot.group, owner)?;
-        let group_dir = self.layout.group(namespace, &snapshot.group);
-        self.sweep_group(&group_dir)?;
-        let times = self.times(namespace, &snapshot.group)?;
-        if let Some(last) = times.last().filter(|last| **last >= snapshot.time) {
-            let last = SnapshotId { group: snapshot.group.clone(), time: *last };
-            return Err(StoreError::TooOld { last });
-        }
-        let manifest = ArchiveName::manifest();
-        let previous = times.iter().rev().find_map(|time| {
-            let id = SnapshotId { group: snapshot.group.clone(), time: *time };
-            let finished = self.layout.file(namespace, &id, &manifest).is_file();
-            let opened = || self.open_snapshot(namespace, &id).ok();
-            let reader: Arc<dyn SnapshotReader> = Arc::new(finished.then(opened)??);
-            Some(reader)
-        });
-        recover(&self.layout)?;
-        let marker = Marker::set(&self.layout, self.keeper)?;
-        let name = format!(".{}{TEMPORARY}{}", snapshot.time, temporary_suffix());
-        let work_dir = group_dir.join(name);
-        self.make_dir(&work_dir)?;
-        Ok(Arc::new(DirSession {
-            layout: self.layout.clone(),
-            keeper: self.keeper,
-            chunks: self.chunks.clone(),
-            namespace: namespace.clone(),
-            snapshot: snapshot.clone(),
-            work_dir,
-            group_is_new,
-            previous,
-            finished: AtomicBool::new(false),
-            _group: group_lock,
-            _writer: writer,
-            _marker: marker,
-        }))
-    }
-
-    fn open(
-        &self,
-        namespace: &Namespace,
-        snapshot: &SnapshotId,
-    ) -> Result<Arc<dyn SnapshotReader>> {
-        Ok(Arc::new(self.open_snapshot(namespace, snapshot)?))
     }
 
     fn forget(&self, namespace: &Namespace, snapshot: &SnapshotId) -> Result<()> {

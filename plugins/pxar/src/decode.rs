@@ -84,6 +84,16 @@ impl<R: ReadAt> Decoder<R> {
         self.source.size()
     }
 
+    /// Whether the archive is at least so long.
+    pub fn reaches(&self, end: u64) -> bool {
+        match self.size() {
+            Some(size) => end <= size,
+            None => end
+                .checked_sub(1)
+                .is_none_or(|last| self.source.read_at(last, 1).is_ok_and(|byte| !byte.is_empty())),
+        }
+    }
+
     /// Exactly `length` bytes.
     fn read(&self, position: u64, length: u64) -> Result<Vec<u8>, Failure> {
         let mut window = self.window.borrow_mut();

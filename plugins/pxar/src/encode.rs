@@ -12,6 +12,13 @@ pub struct Omit {
     pub acls: bool,
 }
 
+impl Omit {
+    /// Whether no extended attribute is archived.
+    pub fn all_attributes(self) -> bool {
+        self.xattrs && self.fcaps && self.acls
+    }
+}
+
 /// An item's header; `content` is the length of what follows.
 pub fn header(out: &mut Vec<u8>, item_type: u64, content: u64) {
     out.extend(item_type.to_le_bytes());

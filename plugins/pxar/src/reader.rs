@@ -114,7 +114,14 @@ impl Walk for PxarWalk {
         let mut events = Vec::new();
         let mut bytes = 0;
         while events.len() < max as usize && bytes < BATCH_BYTES_MAX && place.depth > 0 {
-            let next = match self.decoder.next(place.next) {
+            let next = self.decoder.next(place.next).and_then(|next| match next {
+                // Nothing follows the last table that would miss its end.
+                Next::End { next } if place.depth == 1 && !self.decoder.reaches(next) => {
+                    Err(Failure::Corrupt("pxar archive: it ends within its last table".into()))
+                }
+                other => Ok(other),
+            });
+            let next = match next {
                 Ok(next) => next,
                 // What was read counts; the next call meets the failure again.
                 Err(_) if !events.is_empty() => break,

@@ -353,14 +353,20 @@ impl Walk {
 
     fn accept_incomplete(&self, name: &[u8], examined: &Examined) -> Result<(), Failure> {
         match &examined.incomplete {
-            Some(problem) if !self.settings.skip_large_xattrs => {
-                let path = self.path_of(name).join(&b'/');
+            None => Ok(()),
+            // Nothing of them is wanted.
+            Some(_) if self.settings.omit.all_attributes() => Ok(()),
+            Some(problem) => {
+                let path = self.path_of(name);
+                if self.settings.skip_large_xattrs {
+                    skipped(&path, Omission::Unsupported, &format!("left out: {problem}"));
+                    return Ok(());
+                }
                 Err(Failure::Unsupported(format!(
                     "{}: {problem}; use --skip-e2big-xattr to leave them out",
-                    String::from_utf8_lossy(&path)
+                    String::from_utf8_lossy(&path.join(&b'/'))
                 )))
             }
-            _ => Ok(()),
         }
     }
 

@@ -17,7 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::backup::{ArchiveSummary, Backup, BackupSummary, BackupTarget};
 use keepwell_engine::input::{Directory, InputFile};
 use keepwell_engine::plugin::{ArchiveType, Borders, EntryKind, Origin, OriginKind, SourceRequest};
-use keepwell_engine::report::Report;
+use keepwell_engine::report::{Omission, Report};
 use keepwell_engine::restore::chain;
 use keepwell_engine::{Cancel, Counters};
 use keepwell_model::size::human;
@@ -156,12 +156,37 @@ fn check_source(spec: &Spec<'_>) -> Result<()> {
     Ok(())
 }
 
-fn open_origin(spec: &Spec<'_>) -> Result<Origin> {
+/// Where the repository lies below a directory that is backed up, if it does.
+fn repository_below(root: &std::path::Path, repository: &Repository) -> Result<Option<Vec<u8>>> {
+    use std::os::unix::ffi::OsStrExt;
+    let Repository::Local { path, .. } = repository else { return Ok(None) };
+    let (Ok(root_path), Ok(path)) = (root.canonicalize(), path.canonicalize()) else {
+        return Ok(None);
+    };
+    match path.strip_prefix(&root_path) {
+        Ok(rest) if rest.as_os_str().is_empty() => {
+            bail!(
+                "'{}' is the repository itself: choose another one for its backup",
+                root.display()
+            )
+        }
+        Ok(rest) => Ok(Some(rest.as_os_str().as_bytes().to_vec())),
+        Err(_) => Ok(None),
+    }
+}
+
+fn open_origin(spec: &Spec<'_>, repository: &Repository, report: &Report) -> Result<Origin> {
     let path = spec.path.display();
     let denied = |error: std::io::Error| anyhow!("unable to access '{path}' - {error}");
     Ok(match spec.archive_type.origin {
         OriginKind::Directory => {
-            Origin::Directory(Directory::open_root(&spec.path).map_err(denied)?)
+            let mut directory = Directory::open_root(&spec.path).map_err(denied)?;
+            if let Some(path) = repository_below(&spec.path, repository)? {
+                // It would hold itself, and grow with every backup.
+                report.skip(&path, Omission::Repository, "");
+                directory.hide(&path);
+            }
+            Origin::Directory(directory)
         }
         _ => {
             let file = InputFile::open_named(&spec.path).map_err(denied)?;
@@ -356,7 +381,7 @@ fn back_up(
             previous: Vec::new(),
         };
         let mut source = spec.loaded.plugin.source(report.clone(), cancel.clone())?;
-        let origin = open_origin(spec)?;
+        let origin = open_origin(spec, &plan.repository, &report)?;
         let summary = backup.add_archive(&mut *source, &spec.label, origin, request)?;
         if summary.chunks > 0 {
             tell_speed(&spec.target(), &summary, began.elapsed().as_secs_f64(), shower);

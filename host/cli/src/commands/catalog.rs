@@ -10,7 +10,7 @@ use clap::{ArgMatches, Command};
 use keepwell_engine::catalog::walk;
 use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::catalog::{CatalogError, CatalogKind};
-use keepwell_store::SnapshotStore;
+use keepwell_store::SessionStore;
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;

@@ -233,7 +233,16 @@ fn extract(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    let (bytes, sequential) = open_archive(path(matches, "archive")?)?;
+    let archive = path(matches, "archive")?;
+    list_archive(plugins, archive).map_err(|error| match error.downcast_ref::<std::io::Error>() {
+        // What is printed has no reader any more.
+        Some(io) if io.kind() == std::io::ErrorKind::BrokenPipe => error,
+        _ => error.context(format!("'{}'", archive.display())),
+    })
+}
+
+fn list_archive(plugins: &Plugins, path: &Path) -> Result<()> {
+    let (bytes, sequential) = open_archive(path)?;
     let (report, _notices) = Report::new();
     let cancel = cancel_on_signal();
     let mut archive = reader(plugins)?.plugin.reader(report, cancel)?.open(vec![bytes])?;

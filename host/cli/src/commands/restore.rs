@@ -14,10 +14,11 @@ use crate::repository::Repository;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
+use keepwell_engine::catalog::walk;
 use keepwell_engine::list::newest;
 use keepwell_engine::output::OutputOptions;
 use keepwell_engine::pattern::PatternList;
-use keepwell_engine::report::Report;
+use keepwell_engine::report::{Report, shown_path};
 use keepwell_engine::restore::{
     ContentSource, PlainContent, Restore, RestoreRequest, RestoreSummary, StoredContent,
 };
@@ -25,15 +26,18 @@ use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
 use keepwell_engine::{Cancel, Counters, EngineError};
 use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveName, GroupId, Namespace, SnapshotId};
+use keepwell_model::{ArchiveName, GroupId, Manifest, Namespace, SnapshotId};
 use keepwell_seal::EncryptionKey;
-use keepwell_store::{DirStore, SnapshotReader, SnapshotStore};
-use std::ffi::OsString;
+use keepwell_store::{DirStore, SessionStore, SnapshotReader};
+use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Names of lost entries that are told.
+const LOST_TOLD_MAX: u64 = 1000;
 
 /// Options that say what may be replaced and which metadata to leave alone.
 pub(crate) fn output_options() -> Vec<Arg> {
@@ -72,6 +76,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .args(output_options())
         .arg(flag("ignore-acls", "Do not restore access control lists"))
         .arg(flag("ignore-xattrs", "Do not restore extended attributes"))
+        .arg(flag("ignore-fcaps", "Do not restore file capabilities"))
         .arg(flag("ignore-ownership", "Do not restore owners and groups"))
         .arg(flag("ignore-permissions", "Do not restore permissions"))
         .arg(flag("ignore-extract-device-errors", "Go on when a device can't be made"))
@@ -123,6 +128,7 @@ pub(crate) fn output_of(matches: &ArgMatches) -> OutputOptions {
         overwrite_hardlinks: all || set("overwrite-hardlinks"),
         ignore_acls: set("ignore-acls"),
         ignore_xattrs: set("ignore-xattrs"),
+        ignore_fcaps: set("ignore-fcaps"),
         ignore_ownership: set("ignore-ownership"),
         ignore_permissions: set("ignore-permissions"),
         ignore_device_errors: set("ignore-extract-device-errors"),
@@ -203,8 +209,21 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     match plugins.reader_for(name.archive_extension()) {
         Some(loaded) => {
+            let selects = !request.patterns.is_empty();
             let began = Instant::now();
-            let summary = extract(matches, loaded, streams, content.source(), request, target)?;
+            let extracted = extract(matches, loaded, streams, content.source(), request, target);
+            if let Err(error) = &extracted
+                && !selects
+                && matches!(error.downcast_ref(), Some(EngineError::Incomplete(_)))
+            {
+                name_lost(&reader, &manifest, key.as_ref(), &name, target);
+            }
+            let summary = extracted?;
+            if selects && summary.entries == 0 {
+                bail!(
+                    "nothing in {name} matches --pattern - `keepwell catalog dump` shows what there is"
+                );
+            }
             if name.kind() == ArchiveKind::Fixed {
                 tell_image(summary.bytes, began.elapsed().as_secs_f64());
             }
@@ -217,6 +236,38 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 name.archive_extension()
             ),
         },
+    }
+}
+
+/// Says what the catalog lists and the target has not, after a restore that was not complete.
+fn name_lost(
+    reader: &Arc<dyn SnapshotReader>,
+    manifest: &Manifest,
+    key: Option<&Arc<EncryptionKey>>,
+    name: &ArchiveName,
+    target: &Path,
+) {
+    let (mut lost, mut told) = (0u64, Vec::<u8>::new());
+    let walked = walk(reader, manifest, key, &mut |path, _| {
+        let Some((archive, path)) = path.split_first() else { return Ok(()) };
+        if archive != name.as_str().as_bytes() || path.is_empty() {
+            return Ok(());
+        }
+        let path = path.join(&b'/');
+        let is_below = path.strip_prefix(&told[..]).is_some_and(|rest| rest.starts_with(b"/"));
+        if target.join(OsStr::from_bytes(&path)).symlink_metadata().is_err() {
+            lost += 1;
+            if lost <= LOST_TOLD_MAX && (told.is_empty() || !is_below) {
+                tracing::info!("not restored: \"{}\"", shown_path(&path));
+                told = path;
+            }
+        }
+        Ok(())
+    });
+    match walked {
+        Ok(()) if lost > 0 => tracing::info!("{lost} entries of the catalog were not restored"),
+        Ok(()) => {}
+        Err(error) => tracing::info!("the catalog can't tell what is missing: {error}"),
     }
 }
 

@@ -13,7 +13,7 @@ use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
 use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
 use keepwell_model::{GroupId, SnapshotId};
 use keepwell_seal::Sealer;
-use keepwell_store::{DirStore, SnapshotStore};
+use keepwell_store::{DirStore, SessionStore, SnapshotStore};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::PathBuf;

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 use keepwell_engine::EngineError;
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{GroupId, Namespace, SnapshotId};
-use keepwell_store::{SnapshotStore, StoreError};
+use keepwell_store::{SessionStore, SnapshotStore, StoreError};
 use std::io::Write;
 
 pub(crate) fn command() -> Command {

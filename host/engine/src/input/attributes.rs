@@ -47,7 +47,7 @@ pub(crate) fn set_fsxattr(fd: BorrowedFd<'_>, value: FsXattr) -> Result<(), Errn
     unsafe { ioctl(fd, Setter::<SET_XATTR, FsXattr>::new(value)) }
 }
 
-fn fat_attributes(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+pub(crate) fn fat_attributes(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     // SAFETY: FAT_IOCTL_GET_ATTRIBUTES writes one 32-bit word.
     unsafe { ioctl(fd, Getter::<GET_FAT, u32>::new()) }
 }

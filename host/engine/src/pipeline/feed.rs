@@ -8,6 +8,9 @@ use crate::report::{Omission, Report};
 use crate::sink::Piece;
 use crossbeam_channel::Receiver;
 
+/// What a disk reads at least: a bad place costs so much.
+const BLOCK_BYTES: u64 = 4096;
+
 /// Takes the bytes of a stream, in order.
 pub(crate) trait Consumer {
     /// Room for the next bytes, never empty.
@@ -125,20 +128,53 @@ impl Feeder<'_> {
                     self.filled(read)?;
                     at += read as u64;
                 }
-                Err(error) => return self.unreadable(file, error, end - at).map(|()| end),
+                Err(error) => at = self.unreadable(file, at, end, error)?,
             }
         }
         Ok(at)
     }
 
-    /// A file that was promised and can't be read is filled up like a short one; a device is not.
-    fn unreadable(&mut self, file: &InputFile, error: std::io::Error, missing: u64) -> Result<()> {
-        let path = crate::report::shown_path(&file.path());
-        if file.kind != crate::plugin::EntryKind::File {
+    /// One file of many that can't be read in places has zeros there; what the user named must be
+    /// whole. Reads on block by block until one is good; returns how far it came.
+    fn unreadable(
+        &mut self,
+        file: &InputFile,
+        mut at: u64,
+        end: u64,
+        error: std::io::Error,
+    ) -> Result<u64> {
+        if file.is_named() {
+            let path = crate::report::shown_path(&file.path());
             return Err(EngineError::Io { action: "read", path, source: error });
         }
-        self.report.skip(&file.path(), Omission::Changed, &format!("reading failed: {error}"));
-        self.zeros(missing)
+        let mut lost = 0;
+        let mut block = [0; BLOCK_BYTES as usize];
+        while at < end {
+            self.cancel.check()?;
+            let length = (BLOCK_BYTES - at % BLOCK_BYTES).min(end - at);
+            let read = file.read_at(&mut block[..length as usize], at);
+            match read {
+                Err(_) => {
+                    self.zeros(length)?;
+                    lost += length;
+                    at += length;
+                }
+                Ok(read) if lost == 0 => {
+                    // Only the long read failed.
+                    self.bytes(&block[..read])?;
+                    at += read as u64;
+                    if read == 0 || at.is_multiple_of(BLOCK_BYTES * 64) {
+                        return Ok(at);
+                    }
+                }
+                Ok(_) => break,
+            }
+        }
+        if lost > 0 {
+            let detail = format!("{lost} bytes up to {at} can't be read and are zeros: {error}");
+            self.report.skip(&file.path(), Omission::Unreadable, &detail);
+        }
+        Ok(at)
     }
 
     fn short(&mut self, file: &InputFile, missing: u64) -> Result<()> {

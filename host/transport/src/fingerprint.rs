@@ -1,0 +1,139 @@
+//! Fingerprints of certificates, and the file of those that the user has confirmed.
+//! Spec: protocol.md §2.4.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// SHA-256 of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// That of a certificate as DER.
+    pub fn of(certificate: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, byte) in self.0.iter().enumerate() {
+            let colon = if position > 0 { ":" } else { "" };
+            write!(f, "{colon}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = Error;
+
+    fn from_str(given: &str) -> Result<Self> {
+        let wrong = || {
+            let problem = "is no fingerprint: 32 bytes in hexadecimal, with ':' between them";
+            Error::protocol(format!("'{given}' {problem}"))
+        };
+        let mut bytes = [0; 32];
+        let mut parts = given.trim().split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            let digits = part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            *byte = u8::from_str_radix(part, 16).ok().filter(|_| digits).ok_or_else(wrong)?;
+        }
+        match parts.next() {
+            None => Ok(Self(bytes)),
+            Some(_) => Err(wrong()),
+        }
+    }
+}
+
+/// The file `fingerprints`: one server and its fingerprint a line.
+#[derive(Clone, Debug)]
+pub struct KnownServers {
+    path: PathBuf,
+}
+
+impl KnownServers {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// What was confirmed for a server; lines that make no sense are passed over.
+    pub fn find(&self, server: &str) -> Option<Fingerprint> {
+        let text = fs::read_to_string(&self.path).ok()?;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, fingerprint) = lines.find(|(name, _)| *name == server)?;
+        fingerprint.parse().ok()
+    }
+
+    /// Adds or replaces one.
+    pub fn store(&self, server: &str, fingerprint: &Fingerprint) -> Result<()> {
+        let old = fs::read_to_string(&self.path).unwrap_or_default();
+        let others = old.lines().filter(|line| {
+            line.split_once(' ').is_some_and(|(name, _)| name != server && !name.is_empty())
+        });
+        let mut text: String = others.map(|line| format!("{line}\n")).collect();
+        text += &format!("{server} {fingerprint}\n");
+        write_private(&self.path, text.as_bytes())
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all; makes its directory.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let dir = path.parent().unwrap_or(path);
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).map_err(Error::file("create", dir))?;
+    let temporary = path.with_extension(format!("tmp_{}", std::process::id()));
+    let written = (|| {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&temporary).map_err(Error::file("create", &temporary))?;
+        file.write_all(bytes).map_err(Error::file("write", &temporary))?;
+        file.sync_all().map_err(Error::file("sync", &temporary))?;
+        fs::rename(&temporary, path).map_err(Error::file("write", path))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_reads_as_it_prints() {
+        let fingerprint = Fingerprint::of(b"certificate");
+        let text = fingerprint.to_string();
+        assert_eq!(text.len(), 95);
+        assert_eq!(text.to_uppercase().parse::<Fingerprint>().unwrap(), fingerprint);
+        for bad in ["", "aa", &text[3..], &format!("{text}:00"), &text.replace(':', "-")] {
+            assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
+        }
+        let signed = text.replacen(&text[..2], "+f", 1);
+        assert!(signed.parse::<Fingerprint>().is_err(), "{signed}");
+    }
+
+    #[test]
+    fn confirmed_servers_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = KnownServers::new(dir.path().join("a/fingerprints"));
+        assert_eq!(known.find("one"), None);
+        let (first, second) = (Fingerprint::of(b"1"), Fingerprint::of(b"2"));
+        known.store("one", &first).unwrap();
+        known.store("two", &second).unwrap();
+        known.store("one", &second).unwrap();
+        assert_eq!((known.find("one"), known.find("two")), (Some(second), Some(second)));
+        let text = fs::read_to_string(dir.path().join("a/fingerprints")).unwrap();
+        assert_eq!(text.lines().count(), 2);
+    }
+}
