@@ -495,3 +495,42 @@ fn secrets_are_never_printed() {
         assert!(!text.contains("secret-one") && !text.contains(&secret), "{line}: {text}");
     }
 }
+
+#[test]
+fn a_verification_with_the_key_sees_more() {
+    let world = world();
+    back_up(&world, 1_700_000_000, "--keyfile a.key");
+    let chunk =
+        chunk_files(&world).into_iter().find(|path| fs::metadata(path).unwrap().len() > 9999);
+    let chunk = chunk.unwrap();
+    let good = fs::read(&chunk).unwrap();
+    let mut changed = good.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    // Whoever changes a chunk can make its checksum right.
+    let changed = Blob::seal(BlobKind::of_magic(&good).unwrap(), changed).unwrap();
+    fs::write(&chunk, changed.as_bytes()).unwrap();
+    world.ok("verify");
+    assert!(world.ok("verify --keyfile b.key --ignore-verified=no").stdout.contains("wrong key"));
+    let run = world.fails("verify --keyfile a.key --ignore-verified=no");
+    assert!(run.stdout.contains("is damaged"), "{}", run.stdout);
+    fs::write(&chunk, good).unwrap();
+    world.ok("verify --keyfile a.key --ignore-verified=no");
+    let mut manifest = manifest(&world);
+    manifest["signature"] = "0".repeat(64).into();
+    put_manifest(&world, &manifest);
+    world.ok("verify --ignore-verified=no");
+    let run = world.fails("verify --keyfile a.key --ignore-verified=no");
+    assert!(run.stdout.contains("wrong signature"), "{}", run.stdout);
+}
+
+#[test]
+fn a_plain_log_of_an_encrypted_snapshot_is_told() {
+    let world = world();
+    back_up(&world, 1_700_000_000, "--keyfile a.key");
+    let snapshot = "host/me/2023-11-14T22:13:20Z";
+    world.ok(&format!("snapshot upload-log {snapshot} app.conf")).says("stored as it is");
+    let run = world.ok(&format!("restore {snapshot} client.log - --keyfile a.key"));
+    run.says("nobody vouches for it");
+    let demanded = format!("restore {snapshot} client.log - --keyfile a.key --crypt-mode encrypt");
+    world.fails(&demanded).says("is not encrypted");
+}

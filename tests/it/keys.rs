@@ -204,3 +204,38 @@ fn a_passphrase_can_be_changed_and_taken_away() {
     assert_eq!(opened.unlock(b"").unwrap().fingerprint(), fingerprint.unwrap());
     world.fails("key change-passphrase a.key").says("unable to change passphrase - no tty");
 }
+
+#[test]
+fn what_was_left_by_a_killed_process_goes() {
+    let world = World::new();
+    world.ok("key create a.key --kdf none");
+    // No process has this number.
+    world.write(".keepwell-4999999-0.tmp", b"a key");
+    world.write(".keepwell-1-0.tmp", b"of a process that runs");
+    let run = world.typed(
+        ["key", "change-passphrase", "a.key"],
+        &[("New Password: ", "secret1"), ("Verify Password: ", "secret1")],
+    );
+    assert_eq!(run.code, Some(0), "{}", run.stdout);
+    assert!(!world.path(".keepwell-4999999-0.tmp").exists());
+    assert!(world.path(".keepwell-1-0.tmp").exists());
+}
+
+#[test]
+fn a_command_that_prints_without_end_gives_its_first_line() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.ok("key create a.key --kdf none");
+    let mut command = world.command();
+    command.args(["backup", "root.pxar:tree", "--keyfile", "a.key"]);
+    command.env("PBS_ENCRYPTION_PASSWORD_CMD", "yes secret");
+    assert!(command.status().unwrap().success(), "a key without a password asks nobody");
+    let locked = world.typed(
+        ["key", "change-passphrase", "a.key"],
+        &[("New Password: ", "secret"), ("Verify Password: ", "secret")],
+    );
+    assert_eq!(locked.code, Some(0), "{}", locked.stdout);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("PBS_ENCRYPTION_PASSWORD_CMD) failed: 'yes'"), "{said}");
+}

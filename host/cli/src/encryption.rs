@@ -165,7 +165,10 @@ impl CryptParameters {
         };
         let Some(key) = key else {
             if mode.is_some() {
-                bail!("--crypt-mode without --keyfile and no default key file available");
+                bail!(
+                    "--crypt-mode without --keyfile and no default key file available: give \
+                     --keyfile, or make a key with `keepwell key create`"
+                );
             }
             if master.is_some() {
                 bail!(
@@ -188,6 +191,11 @@ impl CryptParameters {
     /// The line that says which key is used.
     pub(crate) fn announcement(&self) -> Option<String> {
         self.key.as_ref().map(|(key, _)| key.announcement("encryption"))
+    }
+
+    /// Whether the key is the default one, which the user did not name.
+    pub(crate) fn is_default(&self) -> bool {
+        matches!(&self.key, Some((given, _)) if given.origin == Origin::Default)
     }
 
     /// Whether the user asked for encryption or signatures by name.

@@ -77,6 +77,7 @@ fn write_named(
     mode: u32,
     existing: Existing,
 ) -> std::io::Result<()> {
+    remove_leftovers(dir);
     let (mut file, temporary) = create_temporary(dir, mode)?;
     let flags = match existing {
         Existing::Keep => RenameFlags::NOREPLACE,
@@ -87,6 +88,19 @@ fn write_named(
     written.inspect_err(|_| {
         let _ = std::fs::remove_file(&temporary);
     })
+}
+
+/// Takes away what a process that was killed while it wrote has left: it may be a key.
+fn remove_leftovers(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let process = name.strip_prefix(".keepwell-").filter(|rest| rest.ends_with(".tmp"));
+        let process = process.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if process.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn create_temporary(dir: &Path, mode: u32) -> std::io::Result<(File, PathBuf)> {

@@ -101,19 +101,28 @@ pub(crate) fn read_descriptor(number: u32) -> Result<Zeroizing<Vec<u8>>> {
 /// Runs a command without a shell; its words are split as a shell would.
 fn output_of(name: &str, command: &str) -> Result<Vec<u8>> {
     let words = shlex::split(command).filter(|words| !words.is_empty());
-    let words = words.ok_or_else(|| anyhow!("ENV({name}) is no command: unbalanced quotes?"))?;
+    let words =
+        words.ok_or_else(|| anyhow!("ENV({name}) is no command: empty, or unbalanced quotes"))?;
     // Arguments may be secrets.
     let program = &words[0];
-    let output = Command::new(program)
+    let failed = |error| anyhow!("unable to run command in ENV({name}): '{program}' - {error}");
+    let mut child = Command::new(program)
         .args(&words[1..])
         .stdin(Stdio::inherit())
         .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| anyhow!("unable to run command in ENV({name}): '{program}' - {error}"))?;
-    if !output.status.success() {
-        bail!("command in ENV({name}) failed: '{program}' - {}", output.status);
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut printed = Vec::new();
+    if let Some(out) = child.stdout.take() {
+        // What goes on printing meets a closed pipe.
+        out.take(BYTES_MAX).read_to_end(&mut printed).map_err(failed)?;
     }
-    Ok(output.stdout)
+    let status = child.wait().map_err(failed)?;
+    if !status.success() {
+        bail!("command in ENV({name}) failed: '{program}' - {status}");
+    }
+    Ok(printed)
 }
 
 fn first_line(name: &str, bytes: Vec<u8>) -> Result<Secret> {
@@ -160,15 +169,25 @@ pub(crate) fn ask(prompt: &str) -> Result<Secret> {
     if !has_terminal() {
         bail!("unable to read passphrase - no tty");
     }
-    let mut shown = std::io::stderr();
+    let mut shown = prompt_place();
     // Before the prompt: who types at once is not to be seen, either.
     let unseen = Unseen::start()?;
     write!(shown, "{prompt}")?;
     shown.flush()?;
-    let typed = read_line(&mut Keys(unseen.over.clone()), &mut shown);
+    let typed = read_line(&mut Keys(unseen.over.clone()), &mut *shown);
     drop(unseen);
     writeln!(shown)?;
     typed
+}
+
+/// Where a prompt is seen: not where messages were sent to a file.
+fn prompt_place() -> Box<dyn Write> {
+    if !std::io::stderr().is_terminal()
+        && let Ok(terminal) = std::fs::File::options().write(true).open("/proc/self/fd/0")
+    {
+        return Box::new(terminal);
+    }
+    Box::new(std::io::stderr())
 }
 
 /// Keys such as arrows come as several bytes: none of them is part of a password.

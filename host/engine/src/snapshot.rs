@@ -51,6 +51,12 @@ impl UnverifiedManifest {
         self.manifest
     }
 
+    /// Whether it names this key.
+    pub fn is_of(&self, key: Option<&EncryptionKey>) -> bool {
+        let stated = self.manifest.key_fingerprint().ok().flatten();
+        stated == key.map(EncryptionKey::fingerprint)
+    }
+
     /// The JSON as it was written.
     pub fn json(&self) -> &[u8] {
         &self.json

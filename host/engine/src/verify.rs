@@ -1,7 +1,7 @@
 //! Verifies what a repository holds: shared/spec/semantics.md §5.
 //!
 //! Every file of a snapshot is compared with the manifest, and every chunk with its digest; of
-//! encrypted ones only the checksum can be checked. A damaged chunk is moved aside, so that the
+//! encrypted ones, and of the manifest's signature, only who has the key can tell. A damaged chunk is moved aside, so that the
 //! next backup that has its content stores it again. The outcome is written into the manifest, where
 //! no signature covers it.
 
@@ -16,11 +16,11 @@ use keepwell_model::{
     Blob, ChunkDigest, FileChecksum, GroupId, Index, Manifest, Namespace, RecentDigests,
     SnapshotId, Upid,
 };
-use keepwell_seal::{Opener, Sealer};
+use keepwell_seal::{EncryptionKey, Opener, Sealer};
 use keepwell_store::{DirStore, SessionStore, SnapshotReader, SnapshotStore, StoreError};
 use serde_json::json;
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -65,6 +65,8 @@ pub struct Verification<'a> {
     pub cancel: Cancel,
     /// hears each line of the log
     pub say: &'a mut dyn FnMut(&str),
+    /// what opens encrypted chunks and checks signatures
+    pub key: Option<Arc<EncryptionKey>>,
     pub seen: Seen,
 }
 
@@ -162,8 +164,17 @@ impl Verification<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let manifest = match UnverifiedManifest::read(&*reader) {
-            Ok(manifest) => manifest.unverified(),
+        let opened = UnverifiedManifest::read(&*reader).and_then(|manifest| match &self.key {
+            None => Ok(manifest.unverified()),
+            Some(key) => manifest.verify(Some(key)),
+        });
+        let manifest = match opened {
+            Ok(manifest) => manifest,
+            // Another key tells nothing of it.
+            Err(error @ EngineError::WrongKey { .. }) => {
+                self.say(&format!("SKIPPED: verify {name} - {error}"));
+                return Ok(true);
+            }
             Err(error) => {
                 self.say(&format!("verify {name} - manifest load error: {}", chain(&error)));
                 return Ok(false);
@@ -178,7 +189,7 @@ impl Verification<'_> {
         for file in &manifest.files {
             self.say(&format!("  check {}", file.name));
             let found = match file.name.kind() {
-                ArchiveKind::Blob => check_blob(&*reader, file).map(|()| 0),
+                ArchiveKind::Blob => check_blob(&*reader, file, self.key.as_deref()).map(|()| 0),
                 _ => read_index(&*reader, file).and_then(|index| self.index(file, index)),
             };
             match found {
@@ -207,7 +218,11 @@ impl Verification<'_> {
     /// All chunks of an index that have not been met; the number of errors.
     fn index(&mut self, file: &ManifestFile, index: Index) -> Result<u64> {
         let began = Instant::now();
-        let encrypted = file.crypt_mode == CryptMode::Encrypt;
+        let content = match (file.crypt_mode, &self.key) {
+            (CryptMode::Encrypt, None) => Content::Sealed,
+            (CryptMode::Encrypt, Some(key)) => Content::Encrypted(key),
+            _ => Content::Plain,
+        };
         let (store, cancel, Seen { recent, corrupt }) = (self.store, &self.cancel, &mut self.seen);
         let corrupt = &*corrupt;
         let (mut stored, mut plain, mut errors) = (0, 0, 0);
@@ -221,7 +236,7 @@ impl Verification<'_> {
                 scope.spawn(move || {
                     let Ok(mut opener) = Opener::new() else { return };
                     for job in work {
-                        let finding = look_at(store, &mut opener, job, encrypted);
+                        let finding = look_at(store, &mut opener, job, content);
                         if findings.send(finding).is_err() {
                             return;
                         }
@@ -296,7 +311,16 @@ fn feed(
     }
 }
 
-fn look_at(store: &DirStore, opener: &mut Opener, job: Job, encrypted: bool) -> Finding {
+/// What a chunk of an archive must be.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    Plain,
+    Encrypted(&'a EncryptionKey),
+    /// encrypted, and the key is not here
+    Sealed,
+}
+
+fn look_at(store: &DirStore, opener: &mut Opener, job: Job, content: Content<'_>) -> Finding {
     let Job { digest, length } = job;
     let mut finding = Finding { digest, stored_bytes: 0, plain_bytes: 0, problem: None };
     let bytes = match store.chunks().read(&digest) {
@@ -312,7 +336,7 @@ fn look_at(store: &DirStore, opener: &mut Opener, job: Job, encrypted: bool) -> 
     };
     finding.stored_bytes = bytes.len() as u64;
     finding.plain_bytes = length;
-    finding.problem = problem_of(opener, bytes, &digest, length, encrypted).err();
+    finding.problem = problem_of(opener, bytes, &digest, length, content).err();
     finding
 }
 
@@ -321,8 +345,9 @@ fn problem_of(
     bytes: Vec<u8>,
     digest: &ChunkDigest,
     length: u64,
-    encrypted: bool,
+    content: Content<'_>,
 ) -> std::result::Result<(), Problem> {
+    let encrypted = !matches!(content, Content::Plain);
     let blob = Blob::parse(bytes).map_err(|problem| Problem::Corrupt(problem.to_string()))?;
     let mode = |encrypted| if encrypted { CryptMode::Encrypt } else { CryptMode::None };
     if blob.kind().is_encrypted() != encrypted {
@@ -331,12 +356,14 @@ fn problem_of(
             "chunk {digest}: chunk CryptMode {chunk} does not match index CryptMode {index}"
         )));
     }
-    // What is in it only who has the key can tell.
-    if encrypted {
-        return Ok(());
-    }
-    let plain = opener.open(blob, None).map_err(|problem| Problem::Corrupt(problem.to_string()))?;
-    if Sealer::digest(&plain, None) != *digest {
+    let key = match content {
+        // What is in it only who has the key can tell.
+        Content::Sealed => return Ok(()),
+        Content::Plain => None,
+        Content::Encrypted(key) => Some(key),
+    };
+    let plain = opener.open(blob, key).map_err(|problem| Problem::Corrupt(problem.to_string()))?;
+    if Sealer::digest(&plain, key) != *digest {
         return Err(Problem::Corrupt("its content does not match its digest".into()));
     }
     // The chunk is what its name says: then the index is wrong.
@@ -349,7 +376,11 @@ fn problem_of(
     Ok(())
 }
 
-fn check_blob(reader: &dyn SnapshotReader, file: &ManifestFile) -> Result<()> {
+fn check_blob(
+    reader: &dyn SnapshotReader,
+    file: &ManifestFile,
+    key: Option<&EncryptionKey>,
+) -> Result<()> {
     let bytes = reader.read_file(&file.name)?;
     let damaged = |problem: String| {
         let (snapshot, name) = (reader.snapshot().clone(), file.name.clone());
@@ -362,9 +393,9 @@ fn check_blob(reader: &dyn SnapshotReader, file: &ManifestFile) -> Result<()> {
         return Err(damaged("wrong checksum".into()));
     }
     let blob = Blob::parse(bytes).map_err(|problem| damaged(problem.to_string()))?;
-    if blob.kind().is_encrypted() {
+    if blob.kind().is_encrypted() && key.is_none() {
         return Ok(());
     }
-    let opened = Opener::new().and_then(|mut opener| opener.open(blob, None));
+    let opened = Opener::new().and_then(|mut opener| opener.open(blob, key));
     opened.map(|_| ()).map_err(|problem| damaged(problem.to_string()))
 }

@@ -32,8 +32,14 @@ pub enum MasterKeyError {
     Unsupported,
     #[error("it can't be decrypted (wrong password?)")]
     WrongPassphrase,
-    #[error("the master key is too small to encrypt a key")]
-    TooSmall,
+    #[error(
+        "the master key has {bits} bits, too few to encrypt a key: use one of 4096, as `keepwell key create-master-key` makes it"
+    )]
+    TooSmall { bits: u32 },
+    #[error(
+        "it has {found} bytes and not {expected}: restore `rsa-encrypted.key` of a snapshot, and use that"
+    )]
+    WrappedLength { found: usize, expected: usize },
     #[error("it was not encrypted for this master key")]
     Unwrap,
     #[error("no master key could be made")]
@@ -71,7 +77,8 @@ impl MasterPublicKey {
 
     /// Encrypts (PKCS#1 v1.5) what only the private half can read.
     pub fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, MasterKeyError> {
-        self.0.pkcs1v15_encrypt(plain).map_err(|_| MasterKeyError::TooSmall)
+        let too_small = |_| MasterKeyError::TooSmall { bits: self.bits() };
+        self.0.pkcs1v15_encrypt(plain).map_err(too_small)
     }
 }
 
@@ -135,6 +142,10 @@ impl MasterKey {
     /// Decrypts a key that the public half wrapped. Whatever was encrypted for another key becomes
     /// arbitrary bytes (implicit rejection), which are no key file.
     pub fn unwrap_key(&self, wrapped: &[u8]) -> Result<KeyFile, MasterKeyError> {
+        let (found, expected) = (wrapped.len(), self.0.size());
+        if found != expected {
+            return Err(MasterKeyError::WrappedLength { found, expected });
+        }
         let plain = self.0.pkcs1v15_decrypt(wrapped).map_err(|_| MasterKeyError::Unwrap)?;
         KeyFile::parse(&Zeroizing::new(plain)).map_err(|_| MasterKeyError::Unwrap)
     }
@@ -166,12 +177,14 @@ mod tests {
             bad[at] ^= 1;
             assert!(matches!(read.unwrap_key(&bad), Err(MasterKeyError::Unwrap)));
         }
-        for bad in [&wrapped[1..], b"", &[0xff; 256]] {
-            assert!(matches!(read.unwrap_key(bad), Err(MasterKeyError::Unwrap)));
+        assert!(matches!(read.unwrap_key(&[0xff; 256]), Err(MasterKeyError::Unwrap)));
+        for bad in [&wrapped[1..], b""] {
+            let refused = read.unwrap_key(bad);
+            assert!(matches!(refused, Err(MasterKeyError::WrappedLength { expected: 256, .. })));
         }
         let other = MasterKey(PrivateKey::new(&mut getrandom::SysRng, 2048).unwrap());
         assert!(matches!(other.unwrap_key(&wrapped), Err(MasterKeyError::Unwrap)));
-        assert!(matches!(public.wrap(&[0; 246]), Err(MasterKeyError::TooSmall)));
+        assert!(matches!(public.wrap(&[0; 246]), Err(MasterKeyError::TooSmall { bits: 2048 })));
     }
 
     #[test]

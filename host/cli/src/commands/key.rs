@@ -288,7 +288,10 @@ fn create_master_key() -> Result<()> {
     tracing::info!("Writing private master key to {MASTER_PRIVATE}");
     write(private, pem.as_bytes(), SECRET_MODE)?;
     tracing::info!("Writing public master key to {MASTER_PUBLIC}");
-    write(public, key.public().to_pem()?.as_bytes(), PUBLIC_MODE)
+    write(public, key.public().to_pem()?.as_bytes(), PUBLIC_MODE).inspect_err(|_| {
+        // Nobody has used it, and it would be in the way of the next attempt.
+        let _ = std::fs::remove_file(private);
+    })
 }
 
 fn read_master(path: &Path) -> Result<(MasterPublicKey, Vec<u8>)> {
@@ -303,6 +306,9 @@ fn import_master_pubkey(matches: &ArgMatches) -> Result<()> {
     tracing::info!("Found following key at {path:?}");
     describe_master(&key);
     tracing::info!("Length: {}", key.bits());
+    // Otherwise every later backup would fail.
+    let trial = KeyFile::open(&EncryptionKey::generate(), key_time(), key_time());
+    key.wrap(trial.to_json().as_bytes()).with_context(|| format!("{path:?}"))?;
     let target = default_master_path()?;
     make_config_dir(&target)?;
     files::write(&target, &bytes, PUBLIC_MODE, Existing::Replace)

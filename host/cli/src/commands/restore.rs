@@ -28,7 +28,7 @@ use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, GroupId, Manifest, Namespace, SnapshotId};
 use keepwell_seal::EncryptionKey;
-use keepwell_store::{DirStore, SessionStore, SnapshotReader};
+use keepwell_store::{DirStore, SessionStore, SnapshotReader, StoreError};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -166,7 +166,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let unverified = UnverifiedManifest::read(&*reader)?;
     let json = unverified.json().to_vec();
     // The key that a master key wrapped is for those who have lost theirs.
-    let manifest = if name == ArchiveName::wrapped_key() && key.is_none() {
+    let has_none = key.is_none() || parameters.is_default() && !unverified.is_of(key.as_deref());
+    let manifest = if name == ArchiveName::wrapped_key() && has_none {
         tracing::info!(
             "Restoring encrypted key blob without original key - skipping manifest fingerprint \
              check!"
@@ -185,8 +186,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     if name == ArchiveName::client_log() && manifest.file(&name).is_none() {
         // No manifest lists it: it came later.
-        let blob = keepwell_model::Blob::parse(reader.read_file(&name)?)?;
-        let log = keepwell_seal::Opener::new()?.open(blob, key.as_deref())?;
+        let log = read_log(&*reader, &manifest, &parameters, key.as_deref())?;
         return match target == Path::new("-") {
             true => write_out(&log),
             false => write_new_file(target, &log),
@@ -237,6 +237,34 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             ),
         },
     }
+}
+
+/// The log that a client added later: no signature covers it.
+fn read_log(
+    reader: &dyn SnapshotReader,
+    manifest: &Manifest,
+    parameters: &CryptParameters,
+    key: Option<&EncryptionKey>,
+) -> Result<Vec<u8>> {
+    let name = ArchiveName::client_log();
+    let snapshot = reader.snapshot();
+    let bytes = reader.read_file(&name).map_err(|error| match error {
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            anyhow!("snapshot {snapshot} has no {}", name.user_name())
+        }
+        other => other.into(),
+    })?;
+    let damaged = || format!("{snapshot}: {name}");
+    let blob = keepwell_model::Blob::parse(bytes).with_context(damaged)?;
+    if manifest.is_protected() && !blob.kind().is_encrypted() {
+        if parameters.demands_signature() {
+            bail!(
+                "{name} of {snapshot} is not encrypted: leave --crypt-mode out to read it nevertheless"
+            );
+        }
+        tracing::info!("The log is not encrypted: nobody vouches for it");
+    }
+    keepwell_seal::Opener::new()?.open(blob, key).with_context(damaged)
 }
 
 /// Says what the catalog lists and the target has not, after a restore that was not complete.

@@ -208,6 +208,12 @@ pub(crate) fn upload_log(matches: &ArgMatches) -> Result<()> {
         UnverifiedManifest::read(&*reader)?.verify(Some(key))?;
     }
     let key = protection.encryption().map(|key| &**key);
+    if key.is_none() {
+        let reader = store.open(&namespace_of(matches), snapshot)?;
+        if UnverifiedManifest::read(&*reader)?.unverified().is_protected() {
+            tracing::warn!("the snapshot has a key, but this log is stored as it is");
+        }
+    }
     let log = Sealer::new()?.seal(&bytes, key)?;
     Ok(store.add_log(&namespace_of(matches), snapshot, &log)?)
 }

@@ -2,6 +2,7 @@
 
 use super::cancel_on_signal;
 use crate::args::{flag, namespace, namespace_of, number, repository};
+use crate::encryption::{CryptParameters, key_options};
 use crate::repository::Repository;
 use crate::terminal::{now, upid};
 use anyhow::{Result, bail};
@@ -27,6 +28,7 @@ pub(crate) fn command() -> Command {
             flag("ignore-verified", "Leave out snapshots that were verified before and found good")
                 .default_value("true"),
         )
+        .args(key_options())
         .arg(number("outdated-after", "DAYS", "Verify them again when it was longer ago than this"))
 }
 
@@ -47,9 +49,14 @@ fn what(matches: &ArgMatches) -> Result<What> {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let what = what(matches)?;
+    let parameters = CryptParameters::of(matches)?;
     let namespace = namespace_of(matches);
     let repository = Repository::find(matches.get_one("repository"))?;
     let store = repository.open()?;
+    if let Some(line) = parameters.announcement() {
+        tracing::info!("{line}");
+    }
+    let key = parameters.unlock()?;
     let (kind, id) = match &what {
         What::Everything => ("verify", repository.to_string()),
         What::Group(group) => ("verify_group", format!("{repository}:{group}")),
@@ -79,6 +86,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         skip,
         cancel: cancel.clone(),
         say: &mut say,
+        key,
         seen: Seen::default(),
     };
     let failed = match &what {
