@@ -56,7 +56,7 @@ fn a_default_key_is_not_silently_ignored() {
     let world = World::new();
     world.write("tree/file", b"x");
     world.write(".config/proxmox-backup/encryption-key.json", b"{}");
-    world.fails("backup a.pxar:tree").says("default encryption key: it is no key file");
+    world.fails("backup a.pxar:tree").says("encryption-key.json': it is no key file");
     assert!(world.snapshots().is_empty());
     world.ok("backup a.pxar:tree --crypt-mode none");
 }

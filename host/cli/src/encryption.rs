@@ -56,7 +56,8 @@ fn config_place() -> Result<PathBuf> {
 /// Where a key came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
-    Default,
+    /// of the configuration directory
+    Default(PathBuf),
     Descriptor,
     File(PathBuf),
 }
@@ -71,7 +72,7 @@ impl Given {
     /// `Using default encryption key..`
     fn announcement(&self, noun: &str) -> String {
         match &self.origin {
-            Origin::Default => format!("Using default {noun} key.."),
+            Origin::Default(_) => format!("Using default {noun} key.."),
             Origin::Descriptor => format!("Using {noun} key from file descriptor.."),
             Origin::File(path) => format!("Using {noun} key from '{}'..", path.display()),
         }
@@ -80,7 +81,7 @@ impl Given {
     /// For error texts.
     fn name(&self, noun: &str) -> String {
         match &self.origin {
-            Origin::Default => format!("default {noun} key"),
+            Origin::Default(path) => format!("default {noun} key '{}'", path.display()),
             Origin::Descriptor => format!("{noun} key from file descriptor"),
             Origin::File(path) => format!("{noun} key '{}'", path.display()),
         }
@@ -113,7 +114,7 @@ fn default_file(path: &Path) -> Result<Option<Given>> {
     match path.symlink_metadata() {
         Ok(_) => {
             let bytes = Zeroizing::new(files::read(path)?);
-            Ok(Some(Given { origin: Origin::Default, bytes }))
+            Ok(Some(Given { origin: Origin::Default(path.to_owned()), bytes }))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => bail!("unable to read '{}' - {error}", path.display()),
@@ -195,7 +196,7 @@ impl CryptParameters {
 
     /// Whether the key is the default one, which the user did not name.
     pub(crate) fn is_default(&self) -> bool {
-        matches!(&self.key, Some((given, _)) if given.origin == Origin::Default)
+        matches!(&self.key, Some((given, _)) if matches!(given.origin, Origin::Default(_)))
     }
 
     /// Whether the user asked for encryption or signatures by name.

@@ -24,6 +24,8 @@ const LOCKED_BYTES: usize = IV_BYTES + TAG_BYTES + KEY_BYTES;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// What stands there is not shown: it may be a secret.
+    #[error("it is empty")]
+    Empty,
     #[error("it is no key file (line {line}, column {column})")]
     Json { line: usize, column: usize },
     #[error("its {0} is not a date with time and offset")]
@@ -153,6 +155,9 @@ fn parse_time(text: &str, name: &'static str) -> Result<KeyTime, KeyFileError> {
 impl KeyFile {
     /// Reads a file's JSON.
     pub fn parse(json: &[u8]) -> Result<Self, KeyFileError> {
+        if json.is_empty() {
+            return Err(KeyFileError::Empty);
+        }
         let document: Document = serde_json::from_slice(json).map_err(|problem| {
             KeyFileError::Json { line: problem.line(), column: problem.column() }
         })?;

@@ -310,7 +310,10 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         print(plugins, matches, &message(summary_json(&plan, &archives, &summary), ""))?;
     }
     if is_set(matches, "strict") && summary.trouble_count > 0 {
-        bail!("{} entries could not be backed up as they are (--strict)", summary.trouble_count);
+        bail!(
+            "{} entries could not be backed up as they are (--strict); the snapshot is there",
+            summary.trouble_count
+        );
     }
     Ok(())
 }

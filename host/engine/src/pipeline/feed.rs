@@ -206,3 +206,59 @@ impl Feeder<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{Directory, Listed};
+    use crate::plugin::EntryKind;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    struct Collected(Vec<u8>, [u8; 5000]);
+
+    impl Consumer for Collected {
+        fn room(&mut self) -> Result<&mut [u8]> {
+            Ok(&mut self.1)
+        }
+        fn filled(&mut self, length: usize) -> Result<()> {
+            self.0.extend(&self.1[..length]);
+            Ok(())
+        }
+    }
+
+    /// Feeds what can't be read: our memory where there is none.
+    fn feed_unreadable(file: Arc<InputFile>) -> (Result<()>, Vec<u8>, Report) {
+        let (report, _notices) = Report::new();
+        let (send, pieces) = crossbeam_channel::bounded(1);
+        send.send(Piece::File { file, offset: 0, length: 10_000 }).unwrap();
+        drop(send);
+        let mut consumer = Collected(Vec::new(), [7; 5000]);
+        let cancel = Cancel::default();
+        let fed = feed(&pieces, &mut consumer, &report, &cancel, &Counters::default());
+        (fed, consumer.0, report)
+    }
+
+    #[test]
+    fn one_file_of_many_that_can_not_be_read_is_zeros_and_told() {
+        let dir = Directory::open_root(Path::new("/proc/self")).unwrap();
+        let listed = Listed { name: b"mem".to_vec(), kind: EntryKind::File };
+        let opened = dir.open_child(&listed).unwrap();
+        let mut file = Arc::try_unwrap(opened.handle.unwrap()).unwrap();
+        file.size = 10_000;
+        let (fed, bytes, report) = feed_unreadable(Arc::new(file));
+        fed.unwrap();
+        assert_eq!(bytes, vec![0; 10_000]);
+        let skipped = report.skipped();
+        assert_eq!(skipped.len(), 1);
+        assert_eq!(skipped[0].reason, Omission::Unreadable);
+        assert!(skipped[0].detail.starts_with("10000 bytes up to 10000 can't be read"));
+    }
+
+    #[test]
+    fn what_the_user_named_must_be_whole() {
+        let file = InputFile::open_named(Path::new("/proc/self/mem")).unwrap();
+        let (fed, _, _) = feed_unreadable(Arc::new(file));
+        assert!(matches!(fed, Err(EngineError::Io { action: "read", .. })));
+    }
+}
