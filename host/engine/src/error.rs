@@ -46,6 +46,8 @@ pub enum EngineError {
     Unsigned { snapshot: SnapshotId },
     #[error("manifest does not contain file '{name}'")]
     NotInManifest { name: ArchiveName },
+    #[error(transparent)]
+    Name(#[from] keepwell_model::names::NameError),
     #[error("catalog: {0}")]
     Catalog(#[from] keepwell_model::catalog::CatalogError),
     #[error("error at entry \"{path}\": {problem}")]

@@ -3,12 +3,21 @@
 use crate::error::Result;
 use crate::snapshot::UnverifiedManifest;
 use keepwell_model::manifest::CryptMode;
-use keepwell_model::{ArchiveName, BackupType, GroupId, Manifest, Namespace, SnapshotId};
+use keepwell_model::{
+    ArchiveName, BackupTime, BackupType, GroupId, Manifest, Namespace, SnapshotId,
+};
 use keepwell_store::{SnapshotInfo, SnapshotStore};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-/// A group: one line of `list`.
-#[derive(Debug, Serialize)]
+/// A snapshot as the items of the API name it.
+pub(crate) fn snapshot_id(kind: BackupType, id: &str, time: i64) -> Result<SnapshotId> {
+    let group = GroupId { kind, id: id.parse()? };
+    Ok(SnapshotId { group, time: BackupTime::from_unix(time)? })
+}
+
+/// A group: one line of `list`. What a newer server adds is kept.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct GroupItem {
     pub backup_count: u64,
@@ -18,13 +27,20 @@ pub struct GroupItem {
     pub comment: Option<String>,
     pub files: Vec<String>,
     pub last_backup: i64,
+    #[serde(default)]
     pub owner: String,
-    #[serde(skip)]
-    pub last: SnapshotId,
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+impl GroupItem {
+    pub fn last(&self) -> Result<SnapshotId> {
+        snapshot_id(self.backup_type, &self.backup_id, self.last_backup)
+    }
 }
 
 /// A file: what only the manifest knows is missing for others.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileItem {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +51,7 @@ pub struct FileItem {
 }
 
 /// A snapshot: one line of `snapshot list`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotItem {
     pub backup_id: String,
@@ -47,19 +63,31 @@ pub struct SnapshotItem {
     pub files: Vec<FileItem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    #[serde(default)]
     pub owner: String,
+    #[serde(default)]
     pub protected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verification: Option<serde_json::Value>,
-    #[serde(skip)]
-    pub snapshot: SnapshotId,
-    /// whether there is a manifest
-    #[serde(skip)]
-    pub finished: bool,
+    pub verification: Option<Value>,
+    /// all of them, which only the store itself tells
     #[serde(skip)]
     pub notes: String,
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+impl SnapshotItem {
+    pub fn snapshot(&self) -> Result<SnapshotId> {
+        snapshot_id(self.backup_type, &self.backup_id, self.backup_time)
+    }
+
+    /// Whether there is a manifest.
+    pub fn is_finished(&self) -> bool {
+        let manifest = ArchiveName::manifest();
+        self.files.iter().any(|file| file.filename == manifest.as_str())
+    }
 }
 
 /// Groups of a namespace, sorted.
@@ -78,7 +106,7 @@ pub fn groups(store: &dyn SnapshotStore, namespace: &Namespace) -> Result<Vec<Gr
             files: last.files.iter().map(ArchiveName::to_string).collect(),
             last_backup: last.snapshot.time.unix(),
             owner: info.owner,
-            last: last.snapshot.clone(),
+            rest: Map::new(),
         });
     }
     Ok(items)
@@ -95,7 +123,6 @@ pub fn snapshots(
 
 fn item(info: SnapshotInfo) -> SnapshotItem {
     let manifest_bytes = info.manifest.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    let finished = info.manifest.is_some();
     let manifest = info.manifest.and_then(|bytes| {
         let opened = UnverifiedManifest::open(&info.snapshot, bytes);
         let opened = opened.inspect_err(|problem| tracing::warn!("{problem}")).ok();
@@ -118,9 +145,8 @@ fn item(info: SnapshotInfo) -> SnapshotItem {
             .map(|_| files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add)),
         verification: manifest.and_then(Manifest::verify_state).cloned(),
         files,
-        snapshot: info.snapshot,
-        finished,
         notes,
+        rest: Map::new(),
     }
 }
 
@@ -164,18 +190,15 @@ pub fn files(
     Ok(found.map(item).map(|item| item.files).unwrap_or_default())
 }
 
-/// The newest finished snapshot of a group, and those newer ones that are not finished.
-pub fn newest(
-    store: &dyn SnapshotStore,
-    namespace: &Namespace,
-    group: &GroupId,
-) -> Result<(Option<SnapshotId>, Vec<SnapshotId>)> {
+/// The newest finished one of a group's snapshots, and those newer ones that are not finished.
+pub fn newest(mut items: Vec<SnapshotItem>) -> Result<(Option<SnapshotId>, Vec<SnapshotId>)> {
     let mut skipped = Vec::new();
-    for info in store.snapshots(namespace, Some(group))?.into_iter().rev() {
-        if info.manifest.is_some() {
-            return Ok((Some(info.snapshot), skipped));
+    items.sort_by_key(|item| std::cmp::Reverse(item.backup_time));
+    for item in items {
+        if item.is_finished() {
+            return Ok((Some(item.snapshot()?), skipped));
         }
-        skipped.push(info.snapshot);
+        skipped.push(item.snapshot()?);
     }
     Ok((None, skipped))
 }

@@ -1,14 +1,14 @@
 //! Applies a retention policy to a group.
 
 use crate::error::{EngineError, Result};
-use crate::list::{SnapshotItem, snapshots};
+use crate::list::{SnapshotItem, snapshot_id, snapshots};
 use crate::plugin::{Failure, OptionValue, PolicySnapshot, RetentionPolicy};
 use keepwell_model::{BackupType, GroupId, Namespace, SnapshotId};
 use keepwell_store::{SnapshotStore, StoreError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What happens to a snapshot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PruneItem {
     pub backup_id: String,
@@ -17,9 +17,13 @@ pub struct PruneItem {
     pub keep: bool,
     pub protected: bool,
     #[serde(skip)]
-    pub snapshot: SnapshotId,
-    #[serde(skip)]
     pub reason: String,
+}
+
+impl PruneItem {
+    pub fn snapshot(&self) -> Result<SnapshotId> {
+        snapshot_id(self.backup_type, &self.backup_id, self.backup_time)
+    }
 }
 
 /// When it is, and where: prune goes by the user's days and weeks.
@@ -69,7 +73,6 @@ pub fn plan(
                 // Whatever the policy says.
                 keep: keep || item.protected,
                 protected: item.protected,
-                snapshot: item.snapshot,
                 reason: decision.map(|decision| decision.reason).unwrap_or_default(),
             }
         })
@@ -83,7 +86,7 @@ fn policy_snapshot(item: &SnapshotItem, time: &Time<'_>) -> PolicySnapshot {
     PolicySnapshot {
         taken: item.backup_time,
         utc_offset_seconds: (time.utc_offset)(item.backup_time),
-        finished: item.finished,
+        finished: item.is_finished(),
         protected: item.protected,
         size: item.size,
         verified: state.map(|state| state == "ok"),
@@ -101,9 +104,10 @@ pub fn apply(
 ) -> u64 {
     let mut troubles = 0;
     for item in items.iter().filter(|item| !item.keep) {
-        if let Err(error) = store.forget(namespace, &item.snapshot) {
+        let Ok(snapshot) = item.snapshot() else { continue };
+        if let Err(error) = store.forget(namespace, &snapshot) {
             troubles += 1;
-            on_trouble(&item.snapshot, &error.into());
+            on_trouble(&snapshot, &error.into());
         }
     }
     troubles

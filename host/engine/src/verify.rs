@@ -107,12 +107,16 @@ impl Verification<'_> {
         if self.cancel.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
     }
 
-    /// All groups of the namespaces; returns what failed, as lines.
-    pub fn namespaces(&mut self, namespaces: &[Namespace]) -> Result<Vec<String>> {
+    /// All groups of the namespaces whose owner is wanted; returns what failed, as lines.
+    pub fn namespaces(
+        &mut self,
+        namespaces: &[Namespace],
+        wants: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<String>> {
         let mut groups = Vec::new();
         for namespace in namespaces {
             for info in self.store.groups(namespace)? {
-                if info.group.to_string() != BENCHMARK {
+                if info.group.to_string() != BENCHMARK && wants(&info.owner) {
                     groups.push((namespace.clone(), info.group));
                 }
             }

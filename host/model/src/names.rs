@@ -99,6 +99,11 @@ macro_rules! safe_name {
     };
 }
 
+/// Whether a datastore may be called so: 3 to 32 safe characters.
+pub fn is_datastore_name(text: &str) -> bool {
+    is_safe(text) && (3..=32).contains(&text.len())
+}
+
 safe_name! {
     /// What is backed up: a host's name, the number of a machine.
     BackupId, "backup id", NAME_BYTES_MAX

@@ -1,7 +1,9 @@
 //! Seals chunks and blobs, and opens them. Spec: formats.md §2.
 
 use crate::key::{EncryptionKey, IV_BYTES, NotAuthentic, TAG_BYTES};
-use keepwell_model::blob::{BLOB_BYTES_MAX, BlobError, ENCRYPTED_HEADER_BYTES, HEADER_BYTES};
+use keepwell_model::blob::{
+    BLOB_BYTES_MAX, BlobError, CHUNK_BYTES_MAX, ENCRYPTED_HEADER_BYTES, HEADER_BYTES,
+};
 use keepwell_model::{Blob, BlobKind, ChunkDigest, SealedChunk};
 use sha2::{Digest, Sha256};
 use std::io;
@@ -158,6 +160,41 @@ impl Opener {
             return Err(OpenError::Digest);
         }
         Ok(plain)
+    }
+
+    /// Whether a chunk in the clear holds what its name and length say. Spec: protocol.md §4.3.
+    pub fn check_plain_chunk(
+        &mut self,
+        bytes: &[u8],
+        digest: &ChunkDigest,
+        length: u64,
+    ) -> Result<(), OpenError> {
+        let kind = BlobKind::of_magic(bytes).ok_or(BlobError::Magic)?;
+        if kind.is_encrypted() {
+            return Err(OpenError::Encrypted);
+        }
+        let content = bytes.get(HEADER_BYTES..).ok_or(BlobError::TooSmall(bytes.len()))?;
+        let unpacked;
+        let plain = match kind.is_compressed() {
+            false => content,
+            true => {
+                let stated = zstd::zstd_safe::get_frame_content_size(content).ok().flatten();
+                if let Some(found) = stated.filter(|stated| *stated != length) {
+                    return Err(OpenError::Length { expected: length, found });
+                }
+                let limit = usize::try_from(length).unwrap_or(0).min(CHUNK_BYTES_MAX);
+                let outcome = self.decompressor.decompress(content, limit);
+                unpacked = outcome.map_err(OpenError::Decompress)?;
+                &unpacked
+            }
+        };
+        if plain.len() as u64 != length {
+            return Err(OpenError::Length { expected: length, found: plain.len() as u64 });
+        }
+        match Sealer::digest(plain, None) == *digest {
+            true => Ok(()),
+            false => Err(OpenError::Digest),
+        }
     }
 
     /// Opens a blob of any content, encrypted or not.

@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) struct DirSession {
     pub(crate) layout: Layout,
@@ -28,6 +28,8 @@ pub(crate) struct DirSession {
     pub(crate) group_is_new: bool,
     pub(crate) previous: Option<Arc<dyn SnapshotReader>>,
     pub(crate) finished: AtomicBool,
+    /// begun so far
+    pub(crate) indexes: AtomicU64,
     pub(crate) _group: DirLock,
     pub(crate) _writer: WriterLock,
     pub(crate) _marker: Marker,
@@ -45,7 +47,9 @@ impl BackupSession for DirSession {
         };
         let path = self.work_dir.join(name.as_str());
         let extension = name.kind().extension();
-        let temporary = path.with_extension(format!("tmp_{extension}"));
+        // A client may begin an archive again: the last that is finished counts.
+        let number = self.indexes.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("tmp_{extension}{number}"));
         let mut options = OpenOptions::new();
         let file = options.write(true).create_new(true).open(&temporary);
         let file = file.map_err(io("create", &temporary))?;

@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const IN_USE: &str = "it is in use, possibly by a running backup or restore";
 const RUNNING: &str = "another backup is already running";
@@ -96,6 +96,52 @@ impl DirStore {
     /// it lies; none where it is gone.
     pub fn set_aside(&self, digest: &ChunkDigest) -> Result<Option<std::path::PathBuf>> {
         set_aside(&self.layout.chunk(digest))
+    }
+
+    /// Who owns a group; none where there is no such group.
+    pub fn owner_of(&self, namespace: &Namespace, group: &GroupId) -> Result<Option<String>> {
+        self.require_namespace(namespace)?;
+        Ok(self.owner(namespace, group))
+    }
+
+    /// Removes a group with its snapshots; false where protected ones remain.
+    pub fn delete_group(&self, namespace: &Namespace, group: &GroupId) -> Result<bool> {
+        self.require_group(namespace, group)?;
+        self.remove_group(namespace, group)
+    }
+
+    fn require_group(&self, namespace: &Namespace, group: &GroupId) -> Result<()> {
+        self.require_namespace(namespace)?;
+        match self.layout.group(namespace, group).is_dir() {
+            true => Ok(()),
+            false => Err(StoreError::GroupMissing { group: group.clone() }),
+        }
+    }
+
+    /// The notes of a group; empty where it has none.
+    pub fn group_notes(&self, namespace: &Namespace, group: &GroupId) -> Result<String> {
+        self.require_group(namespace, group)?;
+        let path = self.layout.group(namespace, group).join(NOTES);
+        match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std_io::ErrorKind::NotFound => Ok(String::new()),
+            other => other.map_err(io("read", &path)),
+        }
+    }
+
+    pub fn set_group_notes(&self, ns: &Namespace, group: &GroupId, notes: &str) -> Result<()> {
+        self.require_group(ns, group)?;
+        let path = self.layout.group(ns, group).join(NOTES);
+        write_durably(&path, notes.as_bytes(), self.keeper)
+    }
+
+    /// What the last collection found, as it was written; none before the first.
+    pub fn garbage_status(&self) -> Result<Option<serde_json::Value>> {
+        let path = self.layout.root().join(".gc-status");
+        match fs::read(&path) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == std_io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io("read", &path)(error)),
+        }
     }
 
     /// Chunks without a session, for verification and tests.
@@ -322,6 +368,7 @@ impl SessionStore for DirStore {
             group_is_new,
             previous,
             finished: AtomicBool::new(false),
+            indexes: AtomicU64::new(0),
             _group: group_lock,
             _writer: writer,
             _marker: marker,

@@ -1,0 +1,694 @@
+//! `admin/datastore`: groups, snapshots, namespaces, and the tasks on them. Spec: protocol.md §3,
+//! semantics.md §2 to §9.
+
+use super::{
+    BACKUP_ID, BACKUP_TIME, BACKUP_TYPE, Context, Endpoint, ID, NS, TYPE, endpoint, group,
+    is_safe_name, namespace, snapshot,
+};
+use crate::access::{Privileges, is_token, owns, user_of};
+use crate::error::{ApiError, ApiResult};
+use crate::params::{Kind, Param, at_least, is, optional, required};
+use crate::server::acl_path;
+use crate::session::Reply;
+use crate::stores::Purpose;
+use crate::tasks::Task;
+use hyper::{Method, StatusCode};
+use keepwell_engine::list;
+use keepwell_engine::plugin::OptionValue;
+use keepwell_engine::prune::{self, PruneItem, Time};
+use keepwell_engine::restore::chain;
+use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
+use keepwell_engine::verify::{Seen, SkipVerified, Verification};
+use keepwell_model::{ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace};
+use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotStore, StoreError};
+use serde_json::{Value, json};
+
+const SNAPSHOT: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME];
+const GROUP: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID];
+const DEPTH: Param =
+    optional("max-depth", Kind::Integer { minimum: 0, maximum: Namespace::DEPTH_MAX as i64 });
+const LONG_BLOB: usize = (16 << 20) + 44;
+
+macro_rules! keeps {
+    ($($more:expr),*) => {
+        &[
+            NS,
+            optional("keep-last", at_least(1)),
+            optional("keep-hourly", at_least(1)),
+            optional("keep-daily", at_least(1)),
+            optional("keep-weekly", at_least(1)),
+            optional("keep-monthly", at_least(1)),
+            optional("keep-yearly", at_least(1)),
+            optional("dry-run", Kind::Bool),
+            DEPTH,
+            $($more),*
+        ]
+    };
+}
+
+const RULES: [&str; 6] =
+    ["keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly"];
+
+macro_rules! store {
+    ($method:ident $what:literal $params:expr, $run:ident) => {
+        endpoint(Method::$method, concat!("admin/datastore/{}/", $what), $params, $run)
+    };
+}
+
+pub(super) const ENDPOINTS: &[Endpoint] = &[
+    endpoint(Method::GET, "admin/datastore", &[], stores),
+    store!(GET "status" &[optional("verbose", Kind::Bool)], status),
+    store!(GET "groups" &[NS], groups),
+    store!(DELETE "groups" &[
+        NS, BACKUP_TYPE, BACKUP_ID, optional("error-on-protected", Kind::Bool)
+    ], delete_group),
+    store!(GET "snapshots" &[
+        NS, optional("backup-type", TYPE), optional("backup-id", ID),
+    ], snapshots),
+    store!(DELETE "snapshots" SNAPSHOT, delete_snapshot),
+    store!(GET "files" SNAPSHOT, files),
+    store!(GET "download" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("file-name", Kind::Form(is_safe_name)),
+    ], download),
+    store!(GET "download-decoded" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("file-name", Kind::Form(is_safe_name)),
+    ], download_decoded),
+    Endpoint {
+        method: Method::POST,
+        path: "admin/datastore/{}/upload-backup-log",
+        params: SNAPSHOT,
+        takes_bytes: true,
+        run: upload_log,
+    },
+    store!(GET "notes" SNAPSHOT, notes),
+    store!(PUT "notes" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("notes", Kind::Text),
+    ], set_notes),
+    store!(GET "group-notes" GROUP, group_notes),
+    store!(PUT "group-notes" &[
+        NS, BACKUP_TYPE, BACKUP_ID, required("notes", Kind::Text),
+    ], set_group_notes),
+    store!(GET "protected" SNAPSHOT, protected),
+    store!(PUT "protected" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("protected", Kind::Bool),
+    ], set_protected),
+    store!(POST "change-owner" &[
+        NS, BACKUP_TYPE, BACKUP_ID, required("new-owner", Kind::Form(is::<AuthId>)),
+    ], change_owner),
+    store!(GET "namespace" &[optional("parent", Kind::Form(is::<Namespace>)), DEPTH], namespaces),
+    store!(POST "namespace" &[
+        required("name", Kind::Form(is_safe_name)),
+        optional("parent", Kind::Form(is::<Namespace>)),
+    ], create_namespace),
+    store!(DELETE "namespace" &[
+        required("ns", Kind::Form(is::<Namespace>)),
+        optional("delete-groups", Kind::Bool),
+        optional("error-on-protected", Kind::Bool),
+    ], delete_namespace),
+    store!(POST "prune" keeps![
+        required("backup-type", TYPE), required("backup-id", ID), optional("use-task", Kind::Bool)
+    ], prune_group),
+    store!(POST "prune-datastore" keeps![], prune_store),
+    store!(GET "gc" &[], gc_status),
+    store!(POST "gc" &[], collect_garbage),
+    store!(POST "verify" &[
+        NS,
+        optional("backup-type", TYPE),
+        optional("backup-id", ID),
+        optional("backup-time", at_least(1)),
+        optional("ignore-verified", Kind::Bool),
+        optional("outdated-after", at_least(0)),
+        DEPTH,
+    ], verify),
+    store!(GET "active-operations" &[], active),
+];
+
+const AUDIT_OR_OWN: (Privileges, Privileges) = (Privileges::AUDIT, Privileges::BACKUP);
+const MODIFY_OR_OWN: (Privileges, Privileges) = (Privileges::MODIFY, Privileges::PRUNE);
+const NOTES_OR_OWN: (Privileges, Privileges) = (Privileges::MODIFY, Privileges::BACKUP);
+const READ_OR_OWN: (Privileges, Privileges) = (Privileges::READ, Privileges::BACKUP);
+
+fn open(context: &Context, purpose: Purpose) -> ApiResult<DirStore> {
+    context.server.store(context.store_name(), purpose)
+}
+
+fn to_value<T: serde::Serialize>(value: &T) -> ApiResult<Value> {
+    serde_json::to_value(value).map_err(|_| ApiError::internal())
+}
+
+fn stores(context: &Context) -> ApiResult<Reply> {
+    let access = context.server.access();
+    let wanted = Privileges::AUDIT.and(Privileges::BACKUP);
+    let sees = |name: &str| {
+        access.has_any_below(&context.caller.id, &format!("/datastore/{name}"), wanted)
+    };
+    let all = context.server.datastores();
+    let list: Vec<Value> = all
+        .list
+        .iter()
+        .filter(|store| sees(&store.name))
+        .map(|store| {
+            let mut item = json!({ "store": store.name, "comment": store.comment });
+            if let Some(maintenance) = &store.maintenance {
+                item["maintenance"] = json!(maintenance);
+            }
+            item
+        })
+        .collect();
+    Ok(Reply::Data(list.into()))
+}
+
+fn status(context: &Context) -> ApiResult<Reply> {
+    let root = Namespace::default();
+    let access = context.server.access();
+    let path = acl_path(context.store_name(), &root);
+    let here = access.privileges(&context.caller.id, &path);
+    let exact = Privileges::AUDIT.and(Privileges::BACKUP);
+    let some = exact.and(Privileges::MODIFY).and(Privileges::READ);
+    let is_exact = here.has_any(exact);
+    if !is_exact && !access.has_any_below(&context.caller.id, &path, some) {
+        return Err(ApiError::forbidden());
+    }
+    let store = open(context, Purpose::Read)?;
+    let mut data = json!({ "total": 0, "used": 0, "avail": 0 });
+    if is_exact {
+        let capacity = store.capacity()?;
+        data["total"] = capacity.total.into();
+        data["used"] = capacity.used.into();
+        data["avail"] = capacity.available.into();
+    }
+    if context.params.flag("verbose") == Some(true) {
+        data["counts"] = counts(context, &store)?;
+        if is_exact && let Some(status) = store.garbage_status()? {
+            data["gc-status"] = status;
+        }
+    }
+    Ok(Reply::Data(data))
+}
+
+/// Groups and snapshots of each type that the caller sees.
+fn counts(context: &Context, store: &DirStore) -> ApiResult<Value> {
+    let mut counts = json!({ "ct": null, "host": null, "vm": null, "other": null });
+    for namespace in store.namespaces(&Namespace::default(), Namespace::DEPTH_MAX)? {
+        let Ok(all) = context.all_or_own(&namespace, Privileges::AUDIT, Privileges::BACKUP) else {
+            continue;
+        };
+        for item in list::groups(store, &namespace)? {
+            if all || owns(&context.caller.id, &item.owner) {
+                let count = &mut counts[item.backup_type.as_str()];
+                let number = |name: &str| count.get(name).and_then(Value::as_u64).unwrap_or(0);
+                let (groups, snapshots) = (number("groups") + 1, number("snapshots"));
+                let snapshots = snapshots + item.backup_count;
+                *count = json!({ "groups": groups, "snapshots": snapshots });
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn groups(context: &Context) -> ApiResult<Reply> {
+    let namespace = namespace(&context.params)?;
+    let (all, own) = AUDIT_OR_OWN;
+    let all = context.all_or_own(&namespace, all, own)?;
+    let mut items = list::groups(&open(context, Purpose::Read)?, &namespace)?;
+    items.retain(|item| all || owns(&context.caller.id, &item.owner));
+    Ok(Reply::Data(to_value(&items)?))
+}
+
+fn delete_group(context: &Context) -> ApiResult<Reply> {
+    let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
+    let store = open(context, Purpose::Write)?;
+    context.require_group(&namespace, &group, MODIFY_OR_OWN, &store)?;
+    match store.delete_group(&namespace, &group)? {
+        true => Ok(().into()),
+        false => Err(ApiError::bad("group only partially deleted due to protected snapshots")),
+    }
+}
+
+fn snapshots(context: &Context) -> ApiResult<Reply> {
+    let params = &context.params;
+    let namespace = namespace(params)?;
+    let (all, own) = AUDIT_OR_OWN;
+    let all = context.all_or_own(&namespace, all, own)?;
+    let kind: Option<BackupType> = params.parsed("backup-type")?;
+    let id: Option<BackupId> = params.parsed("backup-id")?;
+    let store = open(context, Purpose::Read)?;
+    let group = kind.zip(id.clone()).map(|(kind, id)| GroupId { kind, id });
+    let mut items = list::snapshots(&store, &namespace, group.as_ref())?;
+    items.retain(|item| {
+        kind.is_none_or(|kind| item.backup_type == kind)
+            && id.as_ref().is_none_or(|id| item.backup_id == id.as_str())
+            && (all || owns(&context.caller.id, &item.owner))
+    });
+    Ok(Reply::Data(to_value(&items)?))
+}
+
+fn delete_snapshot(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Write)?;
+    context.require_group(&namespace, &snapshot.group, MODIFY_OR_OWN, &store)?;
+    store.forget(&namespace, &snapshot)?;
+    Ok(().into())
+}
+
+fn files(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    let rights = (Privileges::AUDIT.and(Privileges::READ), Privileges::BACKUP);
+    context.require_group(&namespace, &snapshot.group, rights, &store)?;
+    Ok(Reply::Data(to_value(&list::files(&store, &namespace, &snapshot)?)?))
+}
+
+/// The bytes of a file of a snapshot that the caller may read.
+fn file(context: &Context) -> ApiResult<(ArchiveName, Vec<u8>, DirStore)> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
+    let given = context.params.text("file-name").unwrap_or_default();
+    let missing = || {
+        let text = format!("open file \"{given}\" failed - not found");
+        ApiError::new(StatusCode::NOT_FOUND, text)
+    };
+    let name: ArchiveName = given.parse().map_err(|_| missing())?;
+    let reader = SessionStore::open(&store, &namespace, &snapshot)?;
+    let bytes = reader.read_file(&name).map_err(|error| match error {
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => missing(),
+        other => other.into(),
+    })?;
+    drop(reader);
+    Ok((name, bytes, store))
+}
+
+fn download(context: &Context) -> ApiResult<Reply> {
+    Ok(Reply::Bytes(file(context)?.1))
+}
+
+fn download_decoded(context: &Context) -> ApiResult<Reply> {
+    let (name, bytes, _) = file(context)?;
+    if name.kind() != keepwell_model::names::ArchiveKind::Blob {
+        let text = "archives can't be decoded here: use a restore";
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
+    }
+    let bad = |problem: String| ApiError::bad(format!("{name}: {problem}"));
+    let blob = Blob::parse(bytes).map_err(|error| bad(error.to_string()))?;
+    if blob.kind().is_encrypted() {
+        return Err(ApiError::bad(format!("cannot decode '{name}' - is encrypted")));
+    }
+    let opened = keepwell_seal::Opener::new().and_then(|mut opener| opener.open(blob, None));
+    Ok(Reply::Bytes(opened.map_err(|error| bad(error.to_string()))?))
+}
+
+/// Only the owner adds a log, whoever else may do everything.
+fn upload_log(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    context.require(&namespace, Privileges::BACKUP)?;
+    let store = open(context, Purpose::Write)?;
+    context.require_owner(&namespace, &snapshot.group, &store)?;
+    if context.body.len() > LONG_BLOB {
+        return Err(ApiError::bad("the log is too large"));
+    }
+    let blob =
+        Blob::parse(context.body.clone()).map_err(|error| ApiError::bad(error.to_string()))?;
+    store.add_log(&namespace, &snapshot, &blob)?;
+    Ok(().into())
+}
+
+fn notes(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    context.require_group(&namespace, &snapshot.group, AUDIT_OR_OWN, &store)?;
+    let reader = SessionStore::open(&store, &namespace, &snapshot)?;
+    let manifest = UnverifiedManifest::read(&*reader)?.unverified();
+    Ok(Reply::Data(manifest.notes().into()))
+}
+
+fn set_notes(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Write)?;
+    context.require_group(&namespace, &snapshot.group, NOTES_OR_OWN, &store)?;
+    let notes = context.params.text("notes").unwrap_or_default();
+    change_unprotected(&store, &namespace, &snapshot, &|unprotected| {
+        unprotected.insert("notes".into(), notes.into());
+    })?;
+    Ok(().into())
+}
+
+fn group_notes(context: &Context) -> ApiResult<Reply> {
+    let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    context.require_group(&namespace, &group, AUDIT_OR_OWN, &store)?;
+    Ok(Reply::Data(store.group_notes(&namespace, &group)?.into()))
+}
+
+fn set_group_notes(context: &Context) -> ApiResult<Reply> {
+    let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
+    let store = open(context, Purpose::Write)?;
+    context.require_group(&namespace, &group, NOTES_OR_OWN, &store)?;
+    let notes = context.params.text("notes").unwrap_or_default();
+    store.set_group_notes(&namespace, &group, notes)?;
+    Ok(().into())
+}
+
+fn protected(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    context.require_group(&namespace, &snapshot.group, AUDIT_OR_OWN, &store)?;
+    Ok(Reply::Data(store.protected(&namespace, &snapshot)?.into()))
+}
+
+fn set_protected(context: &Context) -> ApiResult<Reply> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Write)?;
+    context.require_group(&namespace, &snapshot.group, NOTES_OR_OWN, &store)?;
+    let protected = context.params.flag("protected").unwrap_or(false);
+    store.set_protected(&namespace, &snapshot, protected)?;
+    Ok(().into())
+}
+
+fn change_owner(context: &Context) -> ApiResult<Reply> {
+    let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
+    let new: AuthId = context.params.needed("new-owner")?;
+    let caller = &context.caller.id;
+    let store = open(context, Purpose::Write)?;
+    if !context.all_or_own(&namespace, Privileges::MODIFY, Privileges::BACKUP)? {
+        let missing = || ApiError::bad(format!("backup group {group} does not exist"));
+        let old: AuthId = store
+            .owner_of(&namespace, &group)?
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(missing)?;
+        let same_user = user_of(&old) == user_of(caller) && user_of(&new) == user_of(caller);
+        // A user gives to and takes from his tokens; a token does nothing of that.
+        if is_token(caller) || !same_user {
+            let text = format!(
+                "{caller} does not have permission to change owner of backup group '{group}' to {new}"
+            );
+            return Err(ApiError::unauthorized(text));
+        }
+    }
+    if !context.server.access().is_active(&new, context.server.now()) {
+        let what = if is_token(&new) { "API token" } else { "user" };
+        return Err(ApiError::bad(format!("{what} '{new}' is inactive or non-existent")));
+    }
+    store.change_owner(&namespace, &group, &new)?;
+    Ok(().into())
+}
+
+fn depth(context: &Context) -> usize {
+    let depth = context.params.integer("max-depth").and_then(|depth| usize::try_from(depth).ok());
+    depth.unwrap_or(Namespace::DEPTH_MAX).min(Namespace::DEPTH_MAX)
+}
+
+fn namespaces(context: &Context) -> ApiResult<Reply> {
+    let parent: Namespace = context.params.parsed("parent")?.unwrap_or_default();
+    let store = open(context, Purpose::Read)?;
+    let wanted = Privileges::MODIFY.and(Privileges::AUDIT).and(Privileges::BACKUP);
+    let name = context.store_name();
+    let sees =
+        |ns: &Namespace| context.server.privileges(&context.caller.id, name, ns).has_any(wanted);
+    let found = store.namespaces(&parent, depth(context))?;
+    let list: Vec<Value> =
+        found.iter().filter(|ns| sees(ns)).map(|ns| json!({ "ns": ns.to_string() })).collect();
+    if list.is_empty() && !sees(&parent) {
+        return Err(super::missing(name, &parent, wanted));
+    }
+    Ok(Reply::Data(list.into()))
+}
+
+fn create_namespace(context: &Context) -> ApiResult<Reply> {
+    let parent: Namespace = context.params.parsed("parent")?.unwrap_or_default();
+    context.require(&parent, Privileges::MODIFY)?;
+    let name = context.params.text("name").unwrap_or_default();
+    let new = parent.child(name).map_err(|error| ApiError::bad(error.to_string()))?;
+    open(context, Purpose::Write)?.create_namespace(&new)?;
+    Ok(Reply::Data(new.to_string().into()))
+}
+
+fn delete_namespace(context: &Context) -> ApiResult<Reply> {
+    let namespace = namespace(&context.params)?;
+    let parent = namespace.parent();
+    let parent = parent.ok_or_else(|| ApiError::bad("Cannot delete root namespace!"))?;
+    context.require(&parent, Privileges::MODIFY)?;
+    let with_groups = context.params.flag("delete-groups") == Some(true);
+    let store = open(context, Purpose::Write)?;
+    match store.delete_namespace(&namespace, with_groups)? {
+        Removal::Done => Ok(().into()),
+        Removal::KeptProtected => {
+            Err(ApiError::bad("group only partially deleted due to protected snapshots"))
+        }
+        Removal::KeptGroups => Err(ApiError::bad(
+            "only partially deleted due to existing groups but `delete-groups` not true ",
+        )),
+    }
+}
+
+fn rules(context: &Context) -> Vec<OptionValue> {
+    let given = RULES.iter().filter_map(|rule| Some((*rule, context.params.integer(rule)?)));
+    given
+        .map(|(name, count)| OptionValue {
+            name: name.into(),
+            value: count.to_string().into_bytes(),
+        })
+        .collect()
+}
+
+/// `--keep-last 3 --keep-daily 7`
+fn shown(rules: &[OptionValue]) -> String {
+    let rules = rules
+        .iter()
+        .map(|rule| format!("--{} {}", rule.name, String::from_utf8_lossy(&rule.value)));
+    rules.collect::<Vec<_>>().join(" ")
+}
+
+/// What would become of a group's snapshots.
+fn plan(
+    server: &crate::server::Server,
+    store: &DirStore,
+    namespace: &Namespace,
+    group: &GroupId,
+    rules: Vec<OptionValue>,
+) -> ApiResult<Vec<PruneItem>> {
+    let mut policy = (server.environment.policy)().map_err(ApiError::bad)?;
+    let offset = server.environment.utc_offset;
+    let time = Time { now: server.now(), utc_offset: &offset };
+    Ok(prune::plan(store, namespace, group, &mut *policy, rules, &time)?)
+}
+
+/// Removes what the plan does not keep; what can't be removed is a warning.
+fn apply(store: &DirStore, namespace: &Namespace, items: &[PruneItem], task: &Task) {
+    for item in items {
+        let mark = match (item.protected, item.keep) {
+            (true, _) => "protected",
+            (false, true) => "keep",
+            (false, false) => "remove",
+        };
+        task.log(&format!("{} {mark}", shown_item(item)));
+    }
+    prune::apply(store, namespace, items, &mut |snapshot, error| {
+        task.warn(&format!("failed to remove dir \"{snapshot}\": {}", chain(error)));
+    });
+}
+
+fn shown_item(item: &PruneItem) -> String {
+    item.snapshot().map_or_else(|error| error.to_string(), |snapshot| snapshot.to_string())
+}
+
+fn place(namespace: &Namespace) -> String {
+    match namespace.is_root() {
+        true => "root namespace".into(),
+        false => format!("namespace '{namespace}'"),
+    }
+}
+
+fn prune_group(context: &Context) -> ApiResult<Reply> {
+    let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
+    let dry_run = context.params.flag("dry-run") == Some(true);
+    let purpose = if dry_run { Purpose::Read } else { Purpose::Write };
+    let store = open(context, purpose)?;
+    context.require_group(&namespace, &group, MODIFY_OR_OWN, &store)?;
+    let rules = rules(context);
+    let server = &context.server;
+    let items = plan(server, &store, &namespace, &group, rules.clone())?;
+    if dry_run || rules.is_empty() {
+        let mut data = to_value(&items)?;
+        for item in data.as_array_mut().into_iter().flatten().filter(|_| !namespace.is_root()) {
+            item["ns"] = namespace.to_string().into();
+        }
+        return Ok(Reply::Data(data));
+    }
+    let name = context.store_name().to_owned();
+    let id = format!("{name}:{namespace}:{group}");
+    let data = to_value(&items)?;
+    let options = shown(&rules);
+    let work = move |task: &Task| {
+        let ns = if namespace.is_root() { String::new() } else { format!("--ns {namespace} ") };
+        task.log(&format!("retention options: {ns}{options}"));
+        let place = place(&namespace);
+        task.log(&format!("Starting prune on datastore '{name}', {place} group \"{group}\""));
+        apply(&store, &namespace, &items, task);
+    };
+    if context.params.flag("use-task") == Some(true) {
+        let upid = server.spawn_task("prune", Some(id), &context.caller.id, move |_, task| {
+            work(task);
+            Ok(())
+        })?;
+        return Ok(Reply::Data(upid.into()));
+    }
+    let task = server.start_task("prune", Some(id), &context.caller.id)?;
+    work(&task);
+    server.tasks.end(&task, &Ok(()), server.now());
+    Ok(Reply::Data(data))
+}
+
+fn prune_store(context: &Context) -> ApiResult<Reply> {
+    let namespace = namespace(&context.params)?;
+    let (all, own) = MODIFY_OR_OWN;
+    context.all_or_own(&namespace, all, own)?;
+    let dry_run = context.params.flag("dry-run") == Some(true);
+    let name = context.store_name().to_owned();
+    let (rules, depth, caller) = (rules(context), depth(context), context.caller.id.clone());
+    let store = open(context, Purpose::Write)?;
+    let id = Some(name.clone());
+    let upid =
+        context.server.spawn_task("prune", id, &context.caller.id, move |server, task| {
+            let place = place(&namespace);
+            let down =
+                if depth == 0 { "non-recursive".into() } else { format!("down to depth {depth}") };
+            task.log(&format!("Starting datastore prune on datastore '{name}', {place}, {down}"));
+            match rules.is_empty() {
+                true => task.log("No prune selection - keeping all files."),
+                false => task.log(&format!("retention options: {}", shown(&rules))),
+            }
+            if dry_run {
+                task.log("(dry test run)");
+            }
+            for ns in store.namespaces(&namespace, depth)? {
+                let privileges = server.privileges(&caller, &name, &ns);
+                for info in store.groups(&ns)? {
+                    let may = privileges.has_any(Privileges::MODIFY)
+                        || privileges.has_any(Privileges::PRUNE) && owns(&caller, &info.owner);
+                    if !may || task.cancel().is_cancelled() {
+                        continue;
+                    }
+                    task.log(&format!("Pruning group {ns}:\"{}\"", info.group));
+                    let items = plan(server, &store, &ns, &info.group, rules.clone())?;
+                    match dry_run {
+                        true => items.iter().for_each(|item| {
+                            let mark = if item.keep { "keep" } else { "remove" };
+                            task.log(&format!("would {mark} {}", shown_item(item)));
+                        }),
+                        false => apply(&store, &ns, &items, task),
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    Ok(Reply::Data(upid.into()))
+}
+
+fn gc_status(context: &Context) -> ApiResult<Reply> {
+    context.require(&Namespace::default(), Privileges::AUDIT)?;
+    let status = open(context, Purpose::Read)?.garbage_status()?;
+    let mut data = status.unwrap_or_else(|| json!({}));
+    data["store"] = context.store_name().into();
+    Ok(Reply::Data(data))
+}
+
+fn collect_garbage(context: &Context) -> ApiResult<Reply> {
+    context.require(&Namespace::default(), Privileges::MODIFY)?;
+    let store = open(context, Purpose::Write)?;
+    let name = context.store_name().to_owned();
+    let (kind, id) = ("garbage_collection", Some(name.clone()));
+    let upid = context.server.spawn_task(kind, id, &context.caller.id, move |server, task| {
+        task.log(&format!("starting garbage collection on store {name}"));
+        let cancel = task.cancel();
+        let collection = Collection {
+            now: server.now(),
+            upid: Some(task.upid.to_string()),
+            say: &mut |line| task.log(line),
+            is_over: &|| cancel.is_cancelled(),
+        };
+        store.collect_garbage(collection)?;
+        Ok(())
+    })?;
+    Ok(Reply::Data(upid.into()))
+}
+
+fn verify(context: &Context) -> ApiResult<Reply> {
+    let params = &context.params;
+    let namespace = namespace(params)?;
+    let (all, own) = (Privileges::VERIFY, Privileges::BACKUP);
+    let all = context.all_or_own(&namespace, all, own)?;
+    let store = open(context, Purpose::Write)?;
+    let name = context.store_name().to_owned();
+    let kind: Option<BackupType> = params.parsed("backup-type")?;
+    let id: Option<BackupId> = params.parsed("backup-id")?;
+    let group = kind.zip(id).map(|(kind, id)| GroupId { kind, id });
+    let one = match (&group, params.integer("backup-time")) {
+        (Some(_), Some(_)) => Some(snapshot(params)?),
+        (None, Some(_)) => return Err(ApiError::bad("parameters do not specify a snapshot")),
+        _ => None,
+    };
+    if let Some(group) = group.as_ref().filter(|_| !all) {
+        context.require_owner(&namespace, group, &store)?;
+    }
+    let (worker, id) = match (&one, &group) {
+        (Some(one), _) => {
+            let time = one.time.unix();
+            ("verify_snapshot", format!("{name}:{}/{time:08X}", one.group))
+        }
+        (None, Some(group)) => ("verify_group", format!("{name}:{group}")),
+        (None, None) => ("verify", name.clone()),
+    };
+    let (depth, caller) = (depth(context), context.caller.id.clone());
+    let skip = SkipVerified {
+        now: context.server.now(),
+        none: params.flag("ignore-verified") == Some(false),
+        outdated_after: params.integer("outdated-after"),
+    };
+    let upid =
+        context.server.spawn_task(worker, Some(id), &context.caller.id, move |_, task| {
+            let mut verification = Verification {
+                store: &store,
+                label: name,
+                upid: task.upid.clone(),
+                skip,
+                cancel: task.cancel(),
+                say: &mut |line| task.log(line),
+                key: None,
+                seen: Seen::default(),
+            };
+            let failed = match (&one, &group) {
+                (Some(one), _) => match verification.snapshot(&namespace, one)? {
+                    true => Vec::new(),
+                    false => vec![one.to_string()],
+                },
+                (None, Some(group)) => verification.group(&namespace, group)?,
+                (None, None) => {
+                    let namespaces = store.namespaces(&namespace, depth)?;
+                    verification.namespaces(&namespaces, &|owner| all || owns(&caller, owner))?
+                }
+            };
+            if failed.is_empty() {
+                return Ok(());
+            }
+            task.log("Failed to verify the following snapshots/groups:");
+            failed.iter().for_each(|name| task.log(&format!("\t{name}")));
+            Err(ApiError::bad("verification failed - please check the log for details"))
+        })?;
+    Ok(Reply::Data(upid.into()))
+}
+
+fn active(context: &Context) -> ApiResult<Reply> {
+    context.require(&Namespace::default(), Privileges::AUDIT)?;
+    let name = context.store_name();
+    open(context, Purpose::Read)?;
+    let running = context.server.tasks.list(true)?;
+    let count = |readers: bool| {
+        let of_store = running.iter().filter(|item| {
+            let id = item.worker_id.as_deref().unwrap_or_default();
+            id == name || id.starts_with(&format!("{name}:"))
+        });
+        of_store.filter(|item| (item.worker_type == "reader") == readers).count()
+    };
+    Ok(Reply::Data(json!({ "read": count(true), "write": count(false) })))
+}

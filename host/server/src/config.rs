@@ -1,0 +1,158 @@
+//! What the administrator writes: `server.toml` by hand, `datastores.toml` by `keepwell admin`.
+
+use crate::error::{Result, ServerError};
+use crate::files;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// `server.toml`. Paths are relative to its directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// addresses and ports to listen on
+    #[serde(default = "default_listen")]
+    pub listen: Vec<SocketAddr>,
+    /// certificate and those above it, and its private key, as PEM
+    #[serde(default = "default_certificate")]
+    pub certificate: PathBuf,
+    #[serde(default = "default_key")]
+    pub key: PathBuf,
+    /// where users, datastores, keys and the logs of tasks are kept
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
+    /// name of this host in the names of tasks
+    pub node: Option<String>,
+    /// connections at a time; more wait
+    #[serde(default = "default_connections")]
+    pub connections_max: usize,
+    /// failed logins from one address in a minute, before it has to wait
+    #[serde(default = "default_failures")]
+    pub login_failures_max: u32,
+    /// seconds that running backups are given when the server is asked to stop
+    #[serde(default = "default_grace")]
+    pub shutdown_grace_seconds: u64,
+    /// finished tasks whose logs are kept
+    #[serde(default = "default_tasks")]
+    pub tasks_kept: usize,
+}
+
+fn default_listen() -> Vec<SocketAddr> {
+    vec![SocketAddr::from(([0u16; 8], keepwell_transport::DEFAULT_PORT))]
+}
+fn default_certificate() -> PathBuf {
+    "proxy.pem".into()
+}
+fn default_key() -> PathBuf {
+    "proxy.key".into()
+}
+fn default_state() -> PathBuf {
+    ".".into()
+}
+fn default_connections() -> usize {
+    1024
+}
+fn default_failures() -> u32 {
+    10
+}
+fn default_grace() -> u64 {
+    3600
+}
+fn default_tasks() -> usize {
+    1000
+}
+
+impl Config {
+    /// Reads the file; paths become absolute as far as its own path is.
+    pub fn load(path: &Path) -> Result<Self> {
+        let problem = |problem: String| ServerError::Config { path: path.to_owned(), problem };
+        let bytes = files::read(path)?.ok_or_else(|| problem("no such file".into()))?;
+        let text = String::from_utf8(bytes).map_err(|_| problem("it is not UTF-8".into()))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| problem(one_line(&error)))?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        for path in [&mut config.certificate, &mut config.key, &mut config.state] {
+            *path = dir.join(&*path);
+        }
+        if config.listen.is_empty() {
+            return Err(problem("'listen' names no address".into()));
+        }
+        Ok(config)
+    }
+}
+
+/// What is wrong, and where, without the excerpt.
+pub(crate) fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}
+
+/// How a datastore is held back from use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaintenanceKind {
+    ReadOnly,
+    Offline,
+    Delete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Maintenance {
+    #[serde(rename = "type")]
+    pub kind: MaintenanceKind,
+    #[serde(default)]
+    pub message: String,
+}
+
+/// One datastore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Datastore {
+    pub name: String,
+    pub path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
+}
+
+/// `datastores.toml`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Datastores {
+    #[serde(default, rename = "datastore")]
+    pub list: Vec<Datastore>,
+}
+
+impl Datastores {
+    pub fn path(state: &Path) -> PathBuf {
+        state.join("datastores.toml")
+    }
+
+    pub fn load(state: &Path) -> Result<Self> {
+        load(&Self::path(state))
+    }
+
+    pub fn save(&self, state: &Path) -> Result<()> {
+        save(&Self::path(state), self, files::PUBLIC)
+    }
+
+    pub fn find(&self, name: &str) -> Option<&Datastore> {
+        self.list.iter().find(|store| store.name == name)
+    }
+}
+
+/// A file that `keepwell admin` writes; nothing where there is none.
+pub(crate) fn load<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let Some(bytes) = files::read(path)? else { return Ok(T::default()) };
+    let problem = |problem: String| ServerError::Config { path: path.to_owned(), problem };
+    let text = String::from_utf8(bytes).map_err(|_| problem("it is not UTF-8".into()))?;
+    toml::from_str(&text).map_err(|error| problem(one_line(&error)))
+}
+
+pub(crate) fn save<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<()> {
+    let text = toml::to_string(value).map_err(|error| ServerError::Config {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })?;
+    files::write(path, text.as_bytes(), mode)
+}

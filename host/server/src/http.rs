@@ -1,0 +1,390 @@
+//! Listening, TLS, HTTP/1.1: from a connection to an endpoint.
+
+use crate::api::{self, Caller, Context, SnapshotPath};
+use crate::error::{ApiError, ApiResult, Result, ServerError};
+use crate::params::{Given, Params};
+use crate::server::Server;
+use crate::session::{self, Body, Reply};
+use crate::{backup, keys, reader};
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION, UPGRADE,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use keepwell_transport::{BACKUP_PROTOCOL, READER_PROTOCOL};
+use serde_json::json;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the head of a request, and for a connection that says nothing.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+const TARGET_BYTES_MAX: usize = 3072;
+const BODY_BYTES_MAX: usize = 512 << 10;
+const LOG_BYTES_MAX: usize = (16 << 20) + 44;
+/// Heads of requests are shorter.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Who guesses passwords waits.
+const UNAUTHORIZED_DELAY: Duration = Duration::from_secs(3);
+const FORBIDDEN_DELAY: Duration = Duration::from_millis(500);
+const KEEPALIVE: Duration = Duration::from_secs(120);
+
+/// Listens where the configuration says; names the first address that can't be had.
+pub(crate) async fn listen(server: &Server) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in &server.config.listen {
+        let listener = TcpListener::bind(address).await;
+        let failed = |source| ServerError::Listen { address: address.to_string(), source };
+        listeners.push(listener.map_err(failed)?);
+    }
+    Ok(listeners)
+}
+
+/// Serves until `stop` is done, then lets running sessions finish for a while.
+pub(crate) async fn serve(
+    server: Arc<Server>,
+    listeners: Vec<TcpListener>,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    let acceptor = TlsAcceptor::from(keys::tls(&server.config)?);
+    let room = Arc::new(Semaphore::new(server.config.connections_max));
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(server.clone(), listener, acceptor.clone(), room.clone()));
+    }
+    stop.await;
+    accepting.shutdown().await;
+    let grace = Duration::from_secs(server.config.shutdown_grace_seconds);
+    let began = Instant::now();
+    let mut told = false;
+    while server.tasks.count_running() > 0 && began.elapsed() < grace {
+        if !told {
+            tracing::info!("waiting for {} running tasks", server.tasks.count_running());
+            told = true;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    server.tasks.stop_all();
+    let began = Instant::now();
+    while server.tasks.count_running() > 0 && began.elapsed() < Duration::from_secs(10) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn accept(
+    server: Arc<Server>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    room: Arc<Semaphore>,
+) {
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many open files, for example: it may pass.
+                tracing::warn!("unable to accept a connection: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (server, acceptor) = (server.clone(), acceptor.clone());
+        tokio::spawn(async move {
+            if let Err(problem) = connection(server, stream, peer, acceptor).await {
+                tracing::info!("connection from {peer}: {problem}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn connection(
+    server: Arc<Server>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+) -> Result<(), String> {
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    let _ = stream.set_nodelay(true);
+    let mut first = [0];
+    let peeked = timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await;
+    match peeked.map_err(|_| "it said nothing")?.map_err(|error| error.to_string())? {
+        0 => return Ok(()),
+        _ if first[0] != TLS_HANDSHAKE => return serve_http(stream, redirect).await,
+        _ => {}
+    }
+    let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+    let stream = stream.map_err(|_| "the TLS handshake took too long")?;
+    let stream = stream.map_err(|error: io::Error| format!("TLS handshake: {error}"))?;
+    serve_http(stream, move |request| answer(server.clone(), peer, request)).await
+}
+
+/// The first byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+async fn serve_http<S, F, A>(stream: S, handler: F) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    let connection = builder.serve_connection(TokioIo::new(stream), service_fn(handler));
+    connection.with_upgrades().await.map_err(|error| error.to_string())
+}
+
+/// Nothing is served in the clear.
+async fn redirect(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    let target = if target == "/" { "" } else { target };
+    let status = match *request.method() {
+        Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+        _ => StatusCode::PERMANENT_REDIRECT,
+    };
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = status;
+    if let Ok(location) = HeaderValue::from_str(&format!("https://{host}{target}")) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok(response)
+}
+
+async fn answer(
+    server: Arc<Server>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let began = Instant::now();
+    tracing::debug!("request: {} {}", request.method(), session::target(request.uri()));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let extjs = path.split('/').filter(|part| !part.is_empty()).nth(1) == Some("extjs");
+    let (user, outcome) = route(server, peer, request).await;
+    let status = outcome.as_ref().map_or_else(|error| error.status, Response::status);
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            sleep(UNAUTHORIZED_DELAY.saturating_sub(began.elapsed())).await;
+        }
+        StatusCode::FORBIDDEN => sleep(FORBIDDEN_DELAY).await,
+        _ => {}
+    }
+    let user = user.unwrap_or_else(|| "-".into());
+    tracing::info!("{peer} {user} \"{method} {path}\" {}", status.as_u16());
+    let response =
+        outcome.unwrap_or_else(|error| match extjs && error.status != StatusCode::UNAUTHORIZED {
+            false => error.into_response(),
+            true => {
+                let body = json!({
+                    "success": false, "status": error.status.as_u16(), "message": error.message,
+                    "data": null,
+                });
+                session::response(StatusCode::OK, session::JSON, body.to_string().into())
+            }
+        });
+    Ok(response)
+}
+
+/// Answers a request; tells who sent it.
+async fn route(
+    server: Arc<Server>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> (Option<String>, ApiResult<Response<Body>>) {
+    let (mut head, body) = request.into_parts();
+    if head.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
+        let text = "URI too long";
+        return (None, Err(ApiError::new(StatusCode::URI_TOO_LONG, text)));
+    }
+    let full = head.uri.path().to_owned();
+    let parts: Vec<&str> = full.split('/').filter(|part| !part.is_empty()).collect();
+    let not_found = || ApiError::new(StatusCode::NOT_FOUND, format!("Path '{full}' not found."));
+    let (format, parts) = match &parts[..] {
+        [] if head.method == Method::GET => {
+            let page = "<html>Keepwell: a backup server</html>\n";
+            let page = session::response(StatusCode::OK, "text/html", Bytes::from(page));
+            return (None, Ok(page));
+        }
+        ["api2", format @ ("json" | "extjs"), rest @ ..] => (*format, rest),
+        ["api2", other, ..] => {
+            let text = format!("Unsupported output format '{other}'.");
+            return (None, Err(ApiError::bad(text)));
+        }
+        _ => return (None, Err(not_found())),
+    };
+    let path = parts.join("/");
+    let id = match api::is_open(&head.method, &path) {
+        true => None,
+        false => match server.authenticate(&head.method, &head.headers) {
+            Ok(id) => Some(id),
+            Err(error) => return (None, Err(error)),
+        },
+    };
+    let user = id.as_ref().map(ToString::to_string);
+    // Endpoints that need nobody to be known do not look at it.
+    let id = id.or_else(|| "nobody@pbs".parse().ok());
+    let Some(id) = id else { return (None, Err(ApiError::internal())) };
+    let caller = Caller { id, address: peer.ip() };
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let outcome = match path.as_str() {
+        "backup" | "reader" if head.method == Method::GET => {
+            let kind = if path == "backup" { Kind::Backup } else { Kind::Reader };
+            upgrade(server, caller, kind, &query, &mut head).await
+        }
+        _ => match api::find(&head.method, &path) {
+            Some((endpoint, names)) => {
+                let input = Input { content_type: content_type(&head), query, body };
+                let reply = call(server, caller, endpoint, names, input).await;
+                reply.map(|reply| shaped(reply, format).into_response())
+            }
+            None => match api::directory(&path).filter(|_| head.method == Method::GET) {
+                Some(list) => Ok(shaped(Reply::Data(list), format).into_response()),
+                None => Err(not_found()),
+            },
+        },
+    };
+    (user, outcome)
+}
+
+/// As the other format wants it.
+fn shaped(reply: Reply, format: &str) -> Reply {
+    match reply {
+        Reply::Data(data) if format == "extjs" => {
+            Reply::Whole(json!({ "data": data, "status": 200, "success": true }))
+        }
+        Reply::Whole(mut whole) if format == "extjs" => {
+            whole["success"] = true.into();
+            whole["status"] = 200.into();
+            Reply::Whole(whole)
+        }
+        other => other,
+    }
+}
+
+fn content_type(head: &hyper::http::request::Parts) -> String {
+    let value = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = value.unwrap_or_default().split(';').next().unwrap_or_default();
+    kind.trim().to_ascii_lowercase()
+}
+
+/// What a request brings.
+struct Input {
+    content_type: String,
+    query: String,
+    body: Incoming,
+}
+
+async fn call(
+    server: Arc<Server>,
+    caller: Caller,
+    endpoint: &'static api::Endpoint,
+    names: Vec<String>,
+    input: Input,
+) -> ApiResult<Reply> {
+    let Input { content_type, query, body } = input;
+    let limit = if endpoint.takes_bytes { LOG_BYTES_MAX } else { BODY_BYTES_MAX };
+    let body = timeout(BODY_TIMEOUT, read_body(body, limit)).await;
+    let body = body.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out"))??;
+    let mut given = vec![Given::query(&query)?];
+    let mut bytes = Vec::new();
+    if endpoint.takes_bytes {
+        bytes = body;
+    } else if !body.is_empty() {
+        given.push(match content_type.as_str() {
+            "application/json" => session::parse_json(&body)?,
+            "application/x-www-form-urlencoded" | "" => {
+                let text =
+                    String::from_utf8(body).map_err(|_| ApiError::bad("body is not UTF-8"))?;
+                Given::query(&text)?
+            }
+            other => return Err(ApiError::bad(format!("unsupported content type {other:?}"))),
+        });
+    }
+    let params = Params::check(endpoint.params, given)?;
+    let context = Context { server, caller, names, params, body: bytes };
+    let run = endpoint.run;
+    let done = tokio::task::spawn_blocking(move || run(&context)).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal()))
+}
+
+async fn read_body(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+    let collected = http_body_util::Limited::new(body, limit).collect().await;
+    let too_large = |_| ApiError::bad(format!("request body is longer than {limit} bytes, or cut"));
+    Ok(collected.map_err(too_large)?.to_bytes().into())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Backup,
+    Reader,
+}
+
+/// Turns a connection into a session.
+async fn upgrade(
+    server: Arc<Server>,
+    caller: Caller,
+    kind: Kind,
+    query: &str,
+    head: &mut hyper::http::request::Parts,
+) -> ApiResult<Response<Body>> {
+    let (schema, protocol) = match kind {
+        Kind::Backup => (api::BACKUP_PARAMS, BACKUP_PROTOCOL),
+        Kind::Reader => (api::READER_PARAMS, READER_PROTOCOL),
+    };
+    let params = Params::check(schema, vec![Given::query(query)?])?;
+    let path = SnapshotPath::of(&params)?;
+    let benchmark = params.flag("benchmark") == Some(true);
+    let wanted = head.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
+    let wanted = wanted.ok_or_else(|| ApiError::bad("missing Upgrade header"))?;
+    if wanted != protocol {
+        return Err(ApiError::bad("invalid protocol name"));
+    }
+    if head.version >= Version::HTTP_2 {
+        let version = head.version;
+        let text = format!("unexpected http version '{version:?}' (expected version < 2)");
+        return Err(ApiError::bad(text));
+    }
+    let on_upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let on_upgrade = on_upgrade.ok_or_else(|| ApiError::bad("the connection can't be upgraded"))?;
+    let prepare_server = server.clone();
+    let prepared = tokio::task::spawn_blocking(move || match kind {
+        Kind::Backup => backup::prepare(&prepare_server, &caller, &path, benchmark)
+            .map(|prepared| Prepared::Backup(Box::new(prepared))),
+        Kind::Reader => reader::prepare(&prepare_server, &caller, &path).map(Prepared::Reader),
+    });
+    match prepared.await.map_err(|_| ApiError::internal())?? {
+        Prepared::Backup(prepared) => tokio::spawn(backup::run(server, *prepared, on_upgrade)),
+        Prepared::Reader(prepared) => tokio::spawn(reader::run(server, prepared, on_upgrade)),
+    };
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    headers.remove(CONTENT_LENGTH);
+    Ok(response)
+}
+
+enum Prepared {
+    Backup(Box<backup::Prepared>),
+    Reader(reader::Prepared),
+}

@@ -1,0 +1,29 @@
+//! The server: the same API and sessions as the reference's, over stores in directories.
+//!
+//! One process, one port. A request is authenticated (`auth`), its parameters are checked against
+//! the endpoint's list (`params`), and a plain function answers it on a thread that may block
+//! (`api`). Backups and restores are sessions of HTTP/2 on an upgraded connection (`backup`,
+//! `reader`). What takes long is a task with a log (`tasks`). Spec: shared/spec/protocol.md.
+//! May use `engine`, `transport`, `store`, `seal` and `model`; plugins come in as values.
+
+pub mod access;
+mod api;
+mod auth;
+mod backup;
+pub mod config;
+mod error;
+mod files;
+mod http;
+mod keys;
+mod params;
+mod reader;
+mod server;
+mod session;
+mod stores;
+mod tasks;
+
+pub use config::Config;
+pub use error::ServerError;
+pub use keys::{certificate_fingerprint, make_certificate as renew_certificate};
+pub use server::{Environment, Server};
+pub use tasks::Identity;

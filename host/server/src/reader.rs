@@ -1,0 +1,144 @@
+//! A session that reads a snapshot. Spec: protocol.md §5.
+
+use crate::access::Privileges;
+use crate::api::{self, Caller, SnapshotPath};
+use crate::error::{ApiError, ApiResult};
+use crate::params::{Kind, Params, is, required};
+use crate::server::{Server, acl_path};
+use crate::session::{self, Endpoint, Input, Reply};
+use crate::stores::Purpose;
+use crate::tasks::Task;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, StatusCode};
+use keepwell_model::names::ArchiveKind;
+use keepwell_model::{ArchiveName, ChunkDigest};
+use keepwell_store::{SessionStore, SnapshotReader, StoreError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a speed test sends.
+const SPEEDTEST_BYTES: usize = 1 << 20;
+
+struct Reading {
+    reader: Arc<dyn SnapshotReader>,
+    /// chunks of the indexes that were read
+    allowed: Mutex<HashSet<ChunkDigest>>,
+    task: Arc<Task>,
+}
+
+const ENDPOINTS: &[Endpoint<Reading>] = &[
+    Endpoint {
+        method: Method::GET,
+        name: "chunk",
+        params: &[required("digest", Kind::Form(is::<ChunkDigest>))],
+        input: Input::None,
+        run: Reading::chunk,
+    },
+    Endpoint {
+        method: Method::GET,
+        name: "download",
+        params: &[required("file-name", Kind::Form(api::is_safe_name))],
+        input: Input::None,
+        run: Reading::download,
+    },
+    Endpoint {
+        method: Method::GET,
+        name: "speedtest",
+        params: &[],
+        input: Input::None,
+        run: Reading::speedtest,
+    },
+];
+
+/// Checks that the caller may read the snapshot, and opens it.
+pub(crate) fn prepare(
+    server: &Arc<Server>,
+    caller: &Caller,
+    path: &SnapshotPath,
+) -> ApiResult<Prepared> {
+    let SnapshotPath { store: name, namespace, snapshot } = path;
+    let privileges = server.privileges(&caller.id, name, namespace);
+    if !privileges.has_any(Privileges::READ.and(Privileges::BACKUP)) {
+        let text = format!("no permissions on {}", acl_path(name, namespace));
+        return Err(ApiError::bad(text));
+    }
+    let store = server.store(name, Purpose::Read)?;
+    if !privileges.has_any(Privileges::READ) {
+        let owner = store.owner_of(namespace, &snapshot.group)?;
+        if !owner.is_some_and(|owner| crate::access::owns(&caller.id, &owner)) {
+            return Err(ApiError::bad("backup owner check failed!"));
+        }
+    }
+    let reader = store.open(namespace, snapshot)?;
+    let id = format!("{name}:{}/{:08X}", snapshot.group, snapshot.time.unix());
+    let task = server.start_task("reader", Some(id), &caller.id)?;
+    task.log(&format!("starting new backup reader datastore '{name}': {snapshot}"));
+    Ok(Prepared { reader, task })
+}
+
+pub(crate) struct Prepared {
+    reader: Arc<dyn SnapshotReader>,
+    task: Arc<Task>,
+}
+
+/// Serves the session once the connection has been upgraded.
+pub(crate) async fn run(server: Arc<Server>, prepared: Prepared, upgrade: OnUpgrade) {
+    let Prepared { reader, task } = prepared;
+    let outcome = match upgrade.await {
+        Ok(upgraded) => {
+            let session =
+                Arc::new(Reading { reader, allowed: Mutex::default(), task: task.clone() });
+            session::serve(upgraded, session, ENDPOINTS, &task).await
+        }
+        Err(error) => Err(format!("connection error: {error}")),
+    };
+    // A reader may leave at any time.
+    let outcome = outcome.or_else(|problem| match problem.starts_with("connection error") {
+        true => {
+            task.log(&problem);
+            Ok(())
+        }
+        false => Err(problem),
+    });
+    task.log("reader finished successfully");
+    server.tasks.end(&task, &outcome, server.now());
+}
+
+impl Reading {
+    fn download(&self, params: &Params, _: Vec<u8>) -> ApiResult<Reply> {
+        let given = params.text("file-name").unwrap_or_default();
+        let not_found = || {
+            let text = format!("open file \"{given}\" failed - not found");
+            ApiError::new(StatusCode::NOT_FOUND, text)
+        };
+        let name: ArchiveName = given.parse().map_err(|_| not_found())?;
+        let bytes = self.reader.read_file(&name).map_err(|error| match error {
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                not_found()
+            }
+            other => other.into(),
+        })?;
+        self.task.log(&format!("download \"{given}\""));
+        if name.kind() != ArchiveKind::Blob {
+            let index = keepwell_store::parse_index(&name, self.reader.snapshot(), bytes.clone())?;
+            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            allowed.extend(index.chunks().map(|chunk| chunk.digest));
+            self.task.log(&format!("register chunks in '{given}' as downloadable."));
+        }
+        Ok(Reply::Bytes(bytes))
+    }
+
+    fn chunk(&self, params: &Params, _: Vec<u8>) -> ApiResult<Reply> {
+        let digest: ChunkDigest = params.needed("digest")?;
+        let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        if !allowed {
+            let text = format!("download chunk {digest} not allowed");
+            return Err(ApiError::unauthorized(text));
+        }
+        Ok(Reply::Bytes(self.reader.chunks().read(&digest)?))
+    }
+
+    fn speedtest(&self, _: &Params, _: Vec<u8>) -> ApiResult<Reply> {
+        Ok(Reply::Bytes(vec![b'A'; SPEEDTEST_BYTES]))
+    }
+}

@@ -1,0 +1,182 @@
+//! The server as a whole: its configuration, which may change while it runs, and its parts.
+
+use crate::access::{Access, Privileges};
+use crate::auth::Failures;
+use crate::config::{Config, Datastores};
+use crate::error::{ApiError, ApiResult, Result, refused};
+use crate::http;
+use crate::keys::{self, AuthKeys};
+use crate::stores::{self, Purpose};
+use crate::tasks::{Identity, Task, Tasks};
+use keepwell_engine::plugin::RetentionPolicy;
+use keepwell_model::{AuthId, Namespace};
+use keepwell_store::DirStore;
+use std::future::Future;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the server is told of the world around it.
+pub struct Environment {
+    pub identity: Identity,
+    /// Unix seconds
+    pub now: fn() -> i64,
+    /// local time minus UTC in seconds, at a moment
+    pub utc_offset: fn(i64) -> i32,
+    /// a retention policy with the documented rules
+    pub policy: Box<dyn Fn() -> Result<Box<dyn RetentionPolicy>, String> + Send + Sync>,
+    /// `3.2.4`: the version whose behaviour clients may expect
+    pub version: &'static str,
+}
+
+/// Device, inode, time of change and length: another file is another stamp.
+type Stamp = Option<(u64, u64, i64, i64, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
+
+/// A file of the state, read again when it has changed.
+struct Reloaded<T> {
+    path: std::path::PathBuf,
+    current: Mutex<(Stamp, Arc<T>)>,
+}
+
+impl<T> Reloaded<T> {
+    fn new(path: std::path::PathBuf, value: T) -> Self {
+        let current = Mutex::new((stamp(&path), Arc::new(value)));
+        Self { path, current }
+    }
+
+    /// What can't be read leaves everything as it was.
+    fn get(&self, load: impl FnOnce() -> Result<T>) -> Arc<T> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = stamp(&self.path);
+        if now != current.0 {
+            current.0 = now;
+            match load() {
+                Ok(value) => current.1 = Arc::new(value),
+                Err(error) => tracing::error!("{error}: what was read before is used"),
+            }
+        }
+        current.1.clone()
+    }
+}
+
+/// A running server.
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) environment: Environment,
+    pub(crate) keys: AuthKeys,
+    pub(crate) tasks: Tasks,
+    pub(crate) failures: Failures,
+    /// one password at a time
+    pub(crate) hashing: Mutex<()>,
+    access: Reloaded<Access>,
+    datastores: Reloaded<Datastores>,
+}
+
+impl Server {
+    /// Reads what is there and makes what is missing.
+    pub fn open(config: Config, environment: Environment) -> Result<Arc<Self>> {
+        let state = &config.state;
+        keys::ensure_certificate(&config, &environment.identity.node)?;
+        let keys = AuthKeys::load_or_make(state)?;
+        let identity = environment.identity.clone();
+        let tasks = Tasks::open(state, identity, config.tasks_kept, (environment.now)())?;
+        let access = Reloaded::new(Access::path(state), Access::load(state)?);
+        let datastores = Reloaded::new(Datastores::path(state), Datastores::load(state)?);
+        let failures = Failures::new(config.login_failures_max);
+        let hashing = Mutex::default();
+        Ok(Arc::new(Self {
+            config,
+            environment,
+            keys,
+            tasks,
+            failures,
+            hashing,
+            access,
+            datastores,
+        }))
+    }
+
+    /// Listens and serves until `stop` is done; then running sessions may finish.
+    pub fn run(
+        self: &Arc<Self>,
+        ready: impl FnOnce(),
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("server")
+            .enable_all()
+            .build()
+            .map_err(|error| refused(format!("unable to start threads: {error}")))?;
+        runtime.block_on(async {
+            let listeners = http::listen(self).await?;
+            ready();
+            http::serve(self.clone(), listeners, stop).await
+        })
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        (self.environment.now)()
+    }
+
+    pub(crate) fn access(&self) -> Arc<Access> {
+        self.access.get(|| Access::load(&self.config.state))
+    }
+
+    pub(crate) fn datastores(&self) -> Arc<Datastores> {
+        self.datastores.get(|| Datastores::load(&self.config.state))
+    }
+
+    pub(crate) fn store(&self, name: &str, purpose: Purpose) -> ApiResult<DirStore> {
+        stores::open(&self.datastores(), name, purpose)
+    }
+
+    /// What somebody may do with a datastore or a namespace of it.
+    pub(crate) fn privileges(&self, id: &AuthId, store: &str, ns: &Namespace) -> Privileges {
+        self.access().privileges(id, &acl_path(store, ns))
+    }
+
+    pub(crate) fn start_task(
+        &self,
+        kind: &str,
+        id: Option<String>,
+        user: &AuthId,
+    ) -> ApiResult<Arc<Task>> {
+        Ok(self.tasks.start(kind, id, user, self.now())?)
+    }
+
+    /// Runs work on a thread of its own as a task; returns the task's name.
+    pub(crate) fn spawn_task(
+        self: &Arc<Self>,
+        kind: &str,
+        id: Option<String>,
+        user: &AuthId,
+        work: impl FnOnce(&Self, &Task) -> ApiResult<()> + Send + 'static,
+    ) -> ApiResult<String> {
+        let task = self.start_task(kind, id, user)?;
+        let upid = task.upid.to_string();
+        let server = self.clone();
+        let thread = std::thread::Builder::new().name("task".into());
+        let spawned = thread.spawn(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                work(&server, &task).map_err(|error| error.message)
+            }));
+            let outcome = outcome.unwrap_or_else(|_| Err("internal error".into()));
+            server.tasks.end(&task, &outcome, server.now());
+        });
+        spawned.map_err(|error| ApiError::bad(format!("unable to start a thread: {error}")))?;
+        Ok(upid)
+    }
+}
+
+/// `/datastore/store1/a/b`
+pub(crate) fn acl_path(store: &str, namespace: &Namespace) -> String {
+    match namespace.is_root() {
+        true => format!("/datastore/{store}"),
+        false => format!("/datastore/{store}/{namespace}"),
+    }
+}

@@ -1,0 +1,219 @@
+//! Sessions of HTTP/2 on an upgraded connection: what backups and readers share.
+//! Spec: protocol.md §4, §5.
+
+use crate::error::{ApiError, ApiResult};
+use crate::params::{Given, Param, Params};
+use crate::tasks::Task;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How much a client may send before it is taken: of one request, and of all.
+const WINDOW_BYTES: u32 = 16 << 20;
+const STREAMS_MAX: u32 = 256;
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// A client that does not answer for so long is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(crate) const JSON: &str = "application/json;charset=UTF-8";
+pub(crate) const BYTES: &str = "application/octet-stream";
+
+/// An answer's body as it goes out.
+pub(crate) type Body = Full<Bytes>;
+
+/// What a request is answered with.
+pub(crate) enum Reply {
+    /// `{"data": …}`
+    Data(Value),
+    /// JSON as it is
+    Whole(Value),
+    /// JSON as it is, with the content type of a task's log
+    Log(Value),
+    Bytes(Vec<u8>),
+    /// a file to be saved under this name
+    Text {
+        name: String,
+        text: String,
+    },
+}
+
+impl From<()> for Reply {
+    fn from((): ()) -> Self {
+        Self::Data(Value::Null)
+    }
+}
+
+impl Reply {
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let (kind, body): (&str, Bytes) = match self {
+            Self::Data(data) => (JSON, json!({ "data": data }).to_string().into()),
+            Self::Whole(value) => (JSON, value.to_string().into()),
+            Self::Log(value) => ("application/json", value.to_string().into()),
+            Self::Bytes(bytes) => (BYTES, bytes.into()),
+            Self::Text { name, text } => {
+                let mut response = response(StatusCode::OK, "text/plain", text.into());
+                let value = format!("attachment; filename=\"{name}\"");
+                if let Ok(value) = value.parse() {
+                    response.headers_mut().insert("content-disposition", value);
+                }
+                return response;
+            }
+        };
+        response(StatusCode::OK, kind, body)
+    }
+}
+
+impl ApiError {
+    pub(crate) fn into_response(self) -> Response<Body> {
+        response(self.status, JSON, self.message.into())
+    }
+}
+
+pub(crate) fn response(status: StatusCode, kind: &str, body: Bytes) -> Response<Body> {
+    let length = body.len();
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Ok(kind) = kind.parse() {
+        headers.insert(CONTENT_TYPE, kind);
+    }
+    headers.insert(CONTENT_LENGTH, length.into());
+    response
+}
+
+/// What a request's body is.
+#[derive(Clone, Copy)]
+pub(crate) enum Input {
+    None,
+    /// parameters
+    Json,
+    /// bytes, at most so many
+    Bytes(usize),
+    /// any number of bytes, not kept
+    Discarded,
+}
+
+/// What an endpoint of a session does, on a thread that may block.
+pub(crate) type Run<S> = fn(&S, &Params, Vec<u8>) -> ApiResult<Reply>;
+
+/// One endpoint of a session.
+pub(crate) struct Endpoint<S: 'static> {
+    pub(crate) method: Method,
+    pub(crate) name: &'static str,
+    pub(crate) params: &'static [Param],
+    pub(crate) input: Input,
+    pub(crate) run: Run<S>,
+}
+
+const JSON_BYTES_MAX: usize = 512 << 10;
+
+/// Serves a session until the client goes, or the task is asked to stop.
+pub(crate) async fn serve<S: Send + Sync + 'static>(
+    upgraded: Upgraded,
+    session: Arc<S>,
+    endpoints: &'static [Endpoint<S>],
+    task: &Task,
+) -> Result<(), String> {
+    let service = service_fn(|request| answer(session.clone(), endpoints, request));
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(keepwell_transport::FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    tokio::select! {
+        outcome = builder.serve_connection(upgraded, service) => {
+            outcome.map_err(|error| format!("connection error: {error}"))
+        }
+        () = task.aborted() => Err("abort requested - aborting task".into()),
+    }
+}
+
+async fn answer<S: Send + Sync + 'static>(
+    session: Arc<S>,
+    endpoints: &'static [Endpoint<S>],
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let reply = try_answer(session, endpoints, request).await;
+    Ok(reply.map_or_else(ApiError::into_response, Reply::into_response))
+}
+
+async fn try_answer<S: Send + Sync + 'static>(
+    session: Arc<S>,
+    endpoints: &'static [Endpoint<S>],
+    request: Request<Incoming>,
+) -> ApiResult<Reply> {
+    let (head, body) = request.into_parts();
+    tracing::debug!("session: {} {}", head.method, target(&head.uri));
+    let path = head.uri.path();
+    let name = path.trim_matches('/');
+    if name.is_empty() && head.method == Method::GET {
+        let mut names: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        let list: Vec<Value> = names.iter().map(|name| json!({ "subdir": name })).collect();
+        return Ok(Reply::Data(list.into()));
+    }
+    let found = endpoints.iter().find(|end| end.name == name && end.method == head.method);
+    let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("Path '{path}' not found."));
+    let endpoint = found.ok_or_else(missing)?;
+    let mut given = vec![Given::query(head.uri.query().unwrap_or_default())?];
+    let mut bytes = Vec::new();
+    match endpoint.input {
+        Input::None => {}
+        Input::Json => {
+            let text = collect(body, JSON_BYTES_MAX).await?;
+            given.push(parse_json(&text)?);
+        }
+        Input::Bytes(limit) => bytes = collect(body, limit).await?,
+        Input::Discarded => discard(body).await?,
+    }
+    let params = Params::check(endpoint.params, given)?;
+    let run = endpoint.run;
+    let done = tokio::task::spawn_blocking(move || run(&session, &params, bytes)).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal()))
+}
+
+/// What a request asks for, without the host.
+pub(crate) fn target(uri: &hyper::Uri) -> &str {
+    uri.path_and_query().map_or("", |target| target.as_str())
+}
+
+pub(crate) fn parse_json(text: &[u8]) -> ApiResult<Given> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(map)) => Ok(Given::Json(map)),
+        Ok(_) => Err(ApiError::bad("expected a JSON object")),
+        Err(error) => Err(ApiError::bad(error.to_string())),
+    }
+}
+
+/// A body, into one piece of memory.
+pub(crate) async fn collect(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+    let collected = Limited::new(body, limit).collect().await;
+    let collected = collected.map_err(|error| match error.downcast_ref::<hyper::Error>() {
+        Some(error) => ApiError::bad(format!("connection error: {error}")),
+        None => ApiError::bad("uploaded chunk is larger than announced."),
+    })?;
+    Ok(collected.to_bytes().into())
+}
+
+async fn discard(mut body: Incoming) -> ApiResult<()> {
+    while let Some(frame) = body.frame().await {
+        frame.map_err(|error| ApiError::bad(format!("connection error: {error}")))?;
+    }
+    Ok(())
+}

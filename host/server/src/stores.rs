@@ -1,0 +1,36 @@
+//! The datastores of the server, as the configuration has them now.
+
+use crate::config::{Datastore, Datastores, MaintenanceKind};
+use crate::error::{ApiError, ApiResult};
+use keepwell_store::DirStore;
+
+/// What somebody wants of a datastore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Read,
+    Write,
+}
+
+/// Opens a datastore, unless maintenance forbids it.
+pub(crate) fn open(all: &Datastores, name: &str, purpose: Purpose) -> ApiResult<DirStore> {
+    let missing = || ApiError::bad(format!("no such datastore '{name}'"));
+    let store = all.find(name).ok_or_else(missing)?;
+    check_maintenance(store, purpose)?;
+    Ok(DirStore::open(&store.path)?)
+}
+
+fn check_maintenance(store: &Datastore, purpose: Purpose) -> ApiResult<()> {
+    let Some(maintenance) = &store.maintenance else { return Ok(()) };
+    let mode = match maintenance.kind {
+        MaintenanceKind::ReadOnly if purpose == Purpose::Read => return Ok(()),
+        MaintenanceKind::ReadOnly => "read-only maintenance mode",
+        MaintenanceKind::Offline => "offline maintenance mode",
+        MaintenanceKind::Delete => "datastore is being deleted",
+    };
+    let (name, message) = (&store.name, &maintenance.message);
+    let text = match maintenance.kind {
+        MaintenanceKind::Delete => format!("datastore '{name}' is in {mode}"),
+        _ => format!("datastore '{name}' is in {mode}: {message}"),
+    };
+    Err(ApiError::bad(text))
+}
