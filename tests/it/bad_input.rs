@@ -41,7 +41,7 @@ fn backup_refuses_before_it_touches_anything() {
         ("a.pxar:tree --keyfile k", "--keyfile: unable to read \"k\""),
         ("a.pxar:tree --no-such-option", "--no-such-option"),
         ("a.pxar:tree --repository ::::", "unable to parse repository url '::::'"),
-        ("a.pxar:tree --repository u@pbs@host:8007:store", "servers come with a later version"),
+        ("a.pxar:tree --repository u@pbs@host:8007:store", "no password input mechanism available"),
     ];
     for (arguments, says) in cases {
         world.fails(&format!("backup {arguments}")).says(says);
@@ -291,7 +291,30 @@ fn an_empty_pipe_makes_no_snapshot() {
 #[test]
 fn what_comes_later_says_so() {
     let world = World::new();
-    for line in ["login", "mount host/a root.pxar /mnt", "task list"] {
+    for line in ["map host/a drive.img", "mount host/a root.pxar /mnt", "unmap x"] {
         world.fails(line).says("comes with a later version");
     }
+}
+
+#[test]
+fn what_only_servers_have_says_so() {
+    let world = World::new();
+    for line in ["login", "logout", "task list"] {
+        world.fails(line).says("is a directory: this is for servers");
+    }
+    for line in [
+        "admin init",
+        "admin init srv --datastore x --user me@pbs --password-file p",
+        "admin init srv --datastore store1 --user me@pam --password-file p",
+        "admin user list --config nope/server.toml",
+        "serve --config nope/server.toml",
+        "serve",
+    ] {
+        world.fails(line);
+    }
+    assert!(!world.path("srv").exists());
+    world.write("bad.toml", "listen = [\"nowhere\"]");
+    world.fails("serve --config bad.toml").says("'bad.toml'");
+    world.write("bad.toml", "no-such-key = 1");
+    world.fails("serve --config bad.toml").says("no-such-key");
 }

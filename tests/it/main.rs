@@ -18,6 +18,7 @@ mod manage;
 mod plugins;
 mod pxar_tool;
 mod roundtrip;
+mod server;
 mod support;
 mod terminal;
 mod verify;

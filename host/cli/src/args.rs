@@ -76,7 +76,11 @@ where
 }
 
 pub(crate) fn repository() -> Arg {
-    option("repository", "REPOSITORY", "Where the backups lie: a path with a '/', or file:PATH")
+    option(
+        "repository",
+        "REPOSITORY",
+        "Where the backups lie: a path with a '/', or [[user@]server[:port]:]datastore",
+    )
 }
 
 pub(crate) fn namespace() -> Arg {
@@ -93,9 +97,12 @@ pub(crate) fn output_format(plugins: &Plugins) -> Arg {
         .help(format!("How to print: {} [env: PROXMOX_OUTPUT_FORMAT]", formats.join(", ")))
 }
 
-/// Limits of transfer: a local repository has none to limit.
+/// Limits of transfer, for servers.
 pub(crate) fn limits() -> [Arg; 2] {
-    ["rate", "burst"].map(|name| option(name, "RATE", "Only for servers").hide(true))
+    [
+        option("rate", "SIZE", "Most bytes a second to and from a server, such as 5MB"),
+        option("burst", "SIZE", "Bytes that may go faster after a pause [default: one second's]"),
+    ]
 }
 
 /// The namespace given, or the root.

@@ -7,13 +7,16 @@ mod documents;
 mod garbage;
 mod key;
 mod list;
+mod login;
 mod namespace;
 mod owner;
 mod prune;
 mod pxar;
 mod restore;
+mod server;
 mod snapshot;
 mod status;
+mod task;
 mod verify;
 mod version;
 
@@ -48,6 +51,11 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         pxar::command(plugins),
         key::command(plugins),
         snapshot::upload_log_command().hide(true),
+        login::login_command(),
+        login::logout_command(),
+        task::command(plugins),
+        server::serve_command(),
+        server::admin_command(plugins),
         version::command(plugins),
         documents::completion_command(),
         documents::man_command(),
@@ -78,6 +86,11 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "verify" => verify::run(matches),
         "garbage-collect" => garbage::run(plugins, matches),
         "pxar" => pxar::run(plugins, matches),
+        "login" => login::login(matches),
+        "logout" => login::logout(matches),
+        "task" => task::run(plugins, matches),
+        "serve" => server::serve(matches),
+        "admin" => server::admin(plugins, matches),
         "version" => version::run(plugins, matches),
         "completion" => documents::completion(args::command(plugins, &[])?, matches),
         "man" => documents::man(args::command(plugins, &[])?, matches),
@@ -99,7 +112,7 @@ pub(crate) fn cancel_on_signal() -> Cancel {
 }
 
 /// Commands that the documentation names and that are not here yet.
-const LATER: [&str; 7] = ["login", "logout", "mount", "map", "unmap", "task", "serve"];
+const LATER: [&str; 3] = ["mount", "map", "unmap"];
 
 fn later_commands() -> impl Iterator<Item = Command> {
     LATER.into_iter().map(|name| {

@@ -10,8 +10,10 @@ mod notices;
 mod output;
 mod plugins;
 mod progress;
+mod remote;
 mod repository;
 mod secrets;
+mod store;
 mod terminal;
 mod words;
 

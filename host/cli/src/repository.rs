@@ -1,7 +1,11 @@
 //! Where backups lie: a directory, or a server. Syntax: shared/spec/cli.md §1.
 
+use crate::remote;
+use crate::store::Store;
 use anyhow::{Result, anyhow, bail};
+use clap::ArgMatches;
 use keepwell_model::AuthId;
+use keepwell_model::names::is_datastore_name;
 use keepwell_store::DirStore;
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -51,7 +55,7 @@ fn parse_server(given: &str) -> Option<ServerRepository> {
         Some((rest, store)) => (Some(rest), store),
         None => (None, given),
     };
-    if !is_store_name(store) {
+    if !is_datastore_name(store) {
         return None;
     }
     let store = store.to_owned();
@@ -104,14 +108,15 @@ fn is_host(text: &str) -> bool {
     text.split('.').all(label)
 }
 
-fn is_safe(text: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    text.bytes().next().is_some_and(word)
-        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
-}
+impl ServerRepository {
+    /// Who we are there.
+    pub(crate) fn user(&self) -> Result<AuthId> {
+        Ok(self.auth_id.as_deref().unwrap_or("root@pam").parse()?)
+    }
 
-fn is_store_name(text: &str) -> bool {
-    is_safe(text) && (3..=32).contains(&text.len())
+    pub(crate) fn host(&self) -> &str {
+        self.host.as_deref().unwrap_or("localhost")
+    }
 }
 
 impl fmt::Display for Repository {
@@ -144,35 +149,42 @@ impl Repository {
         text.parse()
     }
 
-    fn local(&self) -> Result<&PathBuf> {
-        match self {
-            Self::Local { path, .. } => Ok(path),
-            Self::Server(_) => bail!(
-                "repository '{self}' is on a server: servers come with a later version; \
-                 give the path of a directory (with a '/')"
-            ),
-        }
-    }
-
     /// Opens an existing one.
-    pub(crate) fn open(&self) -> Result<DirStore> {
-        Ok(DirStore::open(self.local()?)?)
+    pub(crate) fn open(&self, matches: &ArgMatches) -> Result<Store> {
+        match self {
+            Self::Local { path, .. } => Ok(Store::Local(DirStore::open(path)?)),
+            Self::Server(server) => Ok(Store::Remote(remote::open(server, matches)?)),
+        }
     }
 
     /// Opens one for a backup; makes it where there is nothing.
-    pub(crate) fn open_or_create(&self, say: &dyn Fn(&str)) -> Result<DirStore> {
-        let path = self.local()?;
-        if !DirStore::can_create(path) {
-            return self.open();
+    pub(crate) fn open_or_create(&self, matches: &ArgMatches, say: &dyn Fn(&str)) -> Result<Store> {
+        match self {
+            Self::Local { path, .. } if DirStore::can_create(path) => {
+                say(&format!("Creating datastore in '{}'", path.display()));
+                Ok(Store::Local(DirStore::create(path)?))
+            }
+            _ => self.open(matches),
         }
-        say(&format!("Creating datastore in '{}'", path.display()));
-        Ok(DirStore::create(path)?)
     }
 
-    /// Whether it could be written to, without touching anything.
-    pub(crate) fn check_for_dry_run(&self) -> Result<Option<DirStore>> {
-        let path = self.local()?;
-        if DirStore::can_create(path) { Ok(None) } else { Ok(Some(self.open()?)) }
+    /// Opens one, unless it would have to be made: a dry run touches nothing.
+    pub(crate) fn open_for_dry_run(&self, matches: &ArgMatches) -> Result<Option<Store>> {
+        match self {
+            Self::Local { path, .. } if DirStore::can_create(path) => Ok(None),
+            _ => self.open(matches).map(Some),
+        }
+    }
+
+    /// A server, for commands that only those have.
+    pub(crate) fn server(&self) -> Result<&ServerRepository> {
+        match self {
+            Self::Server(server) => Ok(server),
+            Self::Local { given, .. } => bail!(
+                "repository '{given}' is a directory: this is for servers \
+                 ([[auth-id@]server[:port]:]datastore)"
+            ),
+        }
     }
 }
 

@@ -32,14 +32,30 @@ pub(crate) fn key_passphrase() -> Result<Secret> {
     ask("Encryption Key Password: ")
 }
 
+/// The password of a user of a server: from `PBS_PASSWORD` and its kin, or typed.
+pub(crate) fn login_password(user: &str) -> Result<Secret> {
+    if let Some(secret) = from_environment("PBS_PASSWORD")? {
+        return Ok(secret);
+    }
+    if !stdin().is_terminal() {
+        bail!("no password input mechanism available - set PBS_PASSWORD, or run it on a terminal");
+    }
+    ask(&format!("Password for \"{user}\": "))
+}
+
 /// A new passphrase, typed twice.
 pub(crate) fn new_passphrase(prompt: &str) -> Result<Secret> {
+    new_password(prompt, keepwell_seal::key_file::PASSPHRASE_BYTES_MIN)
+}
+
+/// A new password of at least so many bytes, typed twice.
+pub(crate) fn new_password(prompt: &str, bytes_min: usize) -> Result<Secret> {
     let secret = ask(prompt)?;
     let again = ask("Verify Password: ")?;
     if *secret != *again {
         bail!("Passwords do not match!");
     }
-    if secret.len() < keepwell_seal::key_file::PASSPHRASE_BYTES_MIN {
+    if secret.len() < bytes_min {
         bail!("Password too short!");
     }
     Ok(secret)

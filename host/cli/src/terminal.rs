@@ -110,17 +110,21 @@ pub(crate) fn node_name() -> String {
     name.split('.').next().unwrap_or_default().to_owned()
 }
 
-/// The name of a task of this process.
-pub(crate) fn upid(kind: &str, id: String) -> Upid {
-    let pid = std::process::id();
+/// When this process began, in clock ticks since the host did.
+pub(crate) fn process_start() -> u64 {
     // The 22nd field; the second, in parentheses, may hold blanks.
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let process_start = behind_name.split_ascii_whitespace().nth(19);
+    let field = behind_name.split_ascii_whitespace().nth(19);
+    field.and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
+/// The name of a task of this process.
+pub(crate) fn upid(kind: &str, id: String) -> Upid {
     Upid {
         node: node_name(),
-        pid,
-        process_start: process_start.and_then(|field| field.parse().ok()).unwrap_or(0),
+        pid: std::process::id(),
+        process_start: process_start(),
         task: 0,
         start: now(),
         kind: kind.to_owned(),
@@ -147,6 +151,11 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
 /// `$XDG_CONFIG_HOME/proxmox-backup` or `~/.config/proxmox-backup`: shared with other clients.
 pub(crate) fn config_dir() -> Option<PathBuf> {
     xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("proxmox-backup"))
+}
+
+/// `$XDG_RUNTIME_DIR`, which is the user's alone.
+pub(crate) fn run_dir() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())
 }
 
 fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {

@@ -25,7 +25,6 @@ use keepwell_model::{
     ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
 };
 use keepwell_seal::Protection;
-use keepwell_store::SnapshotStore;
 use serde_json::{Value, json};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
@@ -296,7 +295,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let printer = print_in_background(notices, shower.clone());
     let outcome = if is_set(matches, "dry-run") {
         drop(report);
-        dry_run(&plan, &shower).map(|()| None)
+        dry_run(matches, &plan, &shower).map(|()| None)
     } else {
         back_up(matches, &plan, keys, report, cancel.clone(), counters, &shower).map(Some)
     };
@@ -330,8 +329,8 @@ fn announce(plan: &Plan<'_>, shower: &Shower) {
     shower.line(&format!("Starting backup protocol: {}", local_time(now(), CTIME)));
 }
 
-fn dry_run(plan: &Plan<'_>, shower: &Shower) -> Result<()> {
-    if let Some(store) = plan.repository.check_for_dry_run()? {
+fn dry_run(matches: &ArgMatches, plan: &Plan<'_>, shower: &Shower) -> Result<()> {
+    if let Some(store) = plan.repository.open_for_dry_run(matches)? {
         store.groups(&plan.namespace)?;
     }
     for spec in &plan.specs {
@@ -350,7 +349,7 @@ fn back_up(
     counters: Arc<Counters>,
     shower: &Shower,
 ) -> Result<(Vec<(String, ArchiveSummary)>, BackupSummary)> {
-    let store = plan.repository.open_or_create(&|text| shower.line(text))?;
+    let store = plan.repository.open_or_create(matches, &|text| shower.line(text))?;
     let target = BackupTarget {
         namespace: plan.namespace.clone(),
         snapshot: plan.snapshot.clone(),
@@ -358,7 +357,8 @@ fn back_up(
         protection,
         chunk_bytes: plan.chunk_bytes,
     };
-    let mut backup = Backup::begin(&store, target, report.clone(), cancel.clone(), counters)?;
+    let mut backup =
+        Backup::begin(store.sessions(), target, report.clone(), cancel.clone(), counters)?;
     let problem = backup.previous_problem();
     match backup.previous().or(problem.map(|(snapshot, _)| snapshot)) {
         Some(previous) => {

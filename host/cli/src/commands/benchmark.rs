@@ -4,6 +4,9 @@ use crate::args::{option, output_format, repository};
 use crate::encryption::{read_key, unlock};
 use crate::output::{check_format, print};
 use crate::plugins::Plugins;
+use crate::remote;
+use crate::repository::Repository;
+use crate::terminal::now;
 use anyhow::Result;
 use clap::{ArgMatches, Command, value_parser};
 use keepwell_engine::benchmark::{Test, speed};
@@ -13,6 +16,8 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// As long as the reference uploads.
+const UPLOAD_SECONDS: f64 = 5.0;
 const EACH: Duration = Duration::from_secs(1);
 
 /// Key, what it is called in the log and in the table, and what a Ryzen 7 2700X does, in MB/s.
@@ -36,7 +41,7 @@ const ROWS: [Row; 6] = [
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("benchmark")
         .about("Measure how fast this machine digests, compresses and encrypts")
-        .arg(repository().hide(true))
+        .arg(repository())
         .arg(
             option("keyfile", "FILE", "Key to encrypt with [default: a new one]")
                 .value_parser(value_parser!(PathBuf)),
@@ -50,15 +55,22 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         Some(path) => unlock(&read_key(path)?)?,
         None => EncryptionKey::generate(),
     };
+    let server = match Repository::find(matches.get_one("repository")) {
+        Ok(Repository::Server(server)) => Some(remote::open(&server, matches)?),
+        _ => None,
+    };
     let (mut data, mut shown) = (Map::new(), Map::new());
     for (name, log, _, top, test) in ROWS {
         let top = top * 1e6;
-        let Some(test) = test else {
-            data.insert(name.into(), json!({ "top": top }));
-            shown.insert(name.into(), "not tested".into());
-            continue;
+        let speed = match (test, &server) {
+            (Some(test), _) => speed(test, &key, EACH)?,
+            (None, Some(store)) => store.upload_speed(now(), UPLOAD_SECONDS)?,
+            (None, None) => {
+                data.insert(name.into(), json!({ "top": top }));
+                shown.insert(name.into(), "not tested".into());
+                continue;
+            }
         };
-        let speed = speed(test, &key, EACH)?;
         let megabytes = speed / 1e6;
         tracing::info!("{log} speed: {megabytes:.2} MB/s");
         data.insert(name.into(), json!({ "speed": speed, "top": top }));

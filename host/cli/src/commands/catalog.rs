@@ -10,7 +10,6 @@ use clap::{ArgMatches, Command};
 use keepwell_engine::catalog::walk;
 use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::catalog::{CatalogError, CatalogKind};
-use keepwell_store::SessionStore;
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -33,8 +32,8 @@ pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
     let parameters = CryptParameters::of(matches)?;
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
-    let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
+    let reader = store.sessions().open(&namespace_of(matches), snapshot_of(matches)?)?;
     let key = parameters.unlock()?;
     let manifest = verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
     let mut out = BufWriter::new(std::io::stdout().lock());

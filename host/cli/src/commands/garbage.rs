@@ -1,14 +1,17 @@
 //! `garbage-collect`: removes chunks that no snapshot needs.
 
 use super::cancel_on_signal;
+use super::task::started;
 use crate::args::{output_format, repository};
 use crate::output::{check_format, message, print, wanted_format};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
+use crate::store::Store;
 use crate::terminal::now;
 use anyhow::Result;
 use clap::{ArgMatches, Command};
 use keepwell_store::Collection;
+use keepwell_transport::Query;
 use std::io::Write;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
@@ -21,7 +24,13 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let repository = Repository::find(matches.get_one("repository"))?;
-    let store = repository.open()?;
+    let store = match repository.open(matches)? {
+        Store::Local(store) => store,
+        Store::Remote(store) => {
+            let upid = store.post("gc", &Query::new())?;
+            return started(plugins, matches, store.client(), upid);
+        }
+    };
     let cancel = cancel_on_signal();
     // For programs only the result counts.
     let quiet = wanted_format(matches) != "text";

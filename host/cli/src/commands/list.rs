@@ -6,7 +6,6 @@ use crate::plugins::Plugins;
 use crate::repository::Repository;
 use anyhow::Result;
 use clap::{ArgMatches, Command};
-use keepwell_engine::list::groups;
 use keepwell_engine::plugin::{Document, Layout};
 use keepwell_model::ArchiveName;
 use serde_json::{Value, json};
@@ -31,20 +30,21 @@ pub(crate) fn user_names<'a>(files: impl Iterator<Item = &'a str>) -> String {
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
-    let mut items = groups(&store, &namespace_of(matches))?;
-    items.sort_by_key(|item| item.last.group.to_string());
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
+    let mut items = store.groups(&namespace_of(matches))?;
+    items.sort_by_key(|item| format!("{}/{}", item.backup_type, item.backup_id));
     let rows: Vec<Value> = items
         .iter()
         .map(|item| {
-            json!({
-                "group": item.last.group.to_string(),
-                "last snapshot": item.last.to_string(),
+            let last = item.last()?;
+            Ok(json!({
+                "group": last.group.to_string(),
+                "last snapshot": last.to_string(),
                 "backup-count": item.backup_count,
                 "files": user_names(item.files.iter().map(String::as_str)),
-            })
+            }))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let columns = vec![left("group"), left("last snapshot"), right("backup-count"), left("files")];
     let document = Document {
         data: serde_json::to_value(&items)?,

@@ -7,8 +7,7 @@ use crate::repository::Repository;
 use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command};
 use keepwell_model::Namespace;
-use keepwell_store::{Removal, SnapshotStore};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 fn argument() -> Arg {
     Arg::new("ns").value_name("NAMESPACE").help("Such as a/b").value_parser(parsed::<Namespace>())
@@ -45,26 +44,22 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let Some((verb, matches)) = matches.subcommand() else { bail!("use list, create or delete") };
     let namespace = matches.get_one::<Namespace>("ns").cloned().unwrap_or_default();
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     match verb {
         "list" => {
-            let depth = matches.get_one::<u64>("max-depth").copied().unwrap_or(7);
-            let depth = usize::try_from(depth).unwrap_or(Namespace::DEPTH_MAX);
-            let found = store.namespaces(&namespace, depth.min(Namespace::DEPTH_MAX))?;
-            let rows: Vec<Value> = found.iter().map(|ns| json!({ "ns": ns.to_string() })).collect();
-            let below = found.iter().filter(|ns| !ns.is_root());
-            let lines: Vec<Value> = below.map(|ns| ns.to_string().into()).collect();
-            print(plugins, matches, &message(json!({ "data": rows }), lines))
+            let depth = matches.get_one::<u64>("max-depth").copied();
+            let data = store.namespaces(&namespace, depth)?;
+            let found = data.get("data").and_then(Value::as_array);
+            let line = |item: &Value| {
+                let name = item.get("ns").and_then(Value::as_str).filter(|ns| !ns.is_empty())?;
+                let comment = item.get("comment").and_then(Value::as_str);
+                let comment = comment.map_or(String::new(), |comment| format!(" ({comment})"));
+                Some(Value::from(format!("{name}{comment}")))
+            };
+            let lines: Vec<Value> = found.into_iter().flatten().filter_map(line).collect();
+            print(plugins, matches, &message(data, lines))
         }
-        "create" => Ok(store.create_namespace(&namespace)?),
-        _ => match store.delete_namespace(&namespace, is_set(matches, "delete-groups"))? {
-            Removal::Done => Ok(()),
-            Removal::KeptProtected => {
-                bail!("group only partially deleted due to protected snapshots")
-            }
-            Removal::KeptGroups => {
-                bail!("only partially deleted due to existing groups but `delete-groups` not true")
-            }
-        },
+        "create" => store.create_namespace(&namespace),
+        _ => store.delete_namespace(&namespace, is_set(matches, "delete-groups")),
     }
 }

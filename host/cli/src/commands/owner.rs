@@ -6,7 +6,6 @@ use crate::repository::Repository;
 use anyhow::{Context, Result};
 use clap::{Arg, ArgMatches, Command};
 use keepwell_model::{AuthId, GroupId};
-use keepwell_store::SnapshotStore;
 
 pub(crate) fn command() -> Command {
     Command::new("change-owner")
@@ -26,6 +25,6 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let group = matches.get_one::<GroupId>("group").context("missing argument: group")?;
     let owner = matches.get_one::<AuthId>("new-owner").context("missing argument: new-owner")?;
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
-    Ok(store.change_owner(&namespace_of(matches), group, owner)?)
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
+    store.change_owner(&namespace_of(matches), group, owner)
 }

@@ -8,13 +8,15 @@ use crate::args::{
 use crate::output::{check_format, left, print, right};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
+use crate::store::{Store, parsed};
 use crate::terminal::{CTIME, local_time, now, utc_offset};
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
 use keepwell_engine::plugin::{Document, Layout};
-use keepwell_engine::prune::{Time, apply, plan};
+use keepwell_engine::prune::{PruneItem, Time, apply, plan};
 use keepwell_engine::restore::chain;
 use keepwell_model::GroupId;
+use keepwell_transport::RemoteStore;
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -42,31 +44,48 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let loaded = plugins.policy(matches.get_one::<String>("policy").map(String::as_str))?;
     let options = option_values(matches, &loaded.info.options)?;
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
     let namespace = namespace_of(matches);
     let Some(group) = matches.get_one::<GroupId>("group") else { bail!("missing argument: group") };
-    let time = Time { now: now(), utc_offset: &utc_offset };
-    let mut policy = loaded.plugin.retention()?;
-    let items = plan(&store, &namespace, group, &mut *policy, options, &time)?;
-    let mut troubles = 0;
-    if !is_set(matches, "dry-run") {
-        troubles = apply(&store, &namespace, &items, &mut |snapshot, error| {
-            let text = format!("failed to remove '{snapshot}': {}\n", chain(error));
-            let _ = std::io::stderr().write_all(text.as_bytes());
-        });
-    }
+    let (items, troubles) = match Repository::find(matches.get_one("repository"))?.open(matches)? {
+        Store::Local(store) => {
+            let time = Time { now: now(), utc_offset: &utc_offset };
+            let mut policy = loaded.plugin.retention()?;
+            let items = plan(&store, &namespace, group, &mut *policy, options, &time)?;
+            let mut troubles = 0;
+            if !is_set(matches, "dry-run") {
+                troubles = apply(&store, &namespace, &items, &mut |snapshot, error| {
+                    let text = format!("failed to remove '{snapshot}': {}\n", chain(error));
+                    let _ = std::io::stderr().write_all(text.as_bytes());
+                });
+            }
+            (items, troubles)
+        }
+        // A server has the documented rules, and its own clock.
+        Store::Remote(_) if loaded.info.name != "keep" => {
+            bail!("a server keeps by its own rules: --policy is for local repositories")
+        }
+        Store::Remote(store) => {
+            let mut query = RemoteStore::group(&namespace, group);
+            for option in options {
+                let value = String::from_utf8_lossy(&option.value).parse::<u64>()?;
+                query = query.with(&option.name, value);
+            }
+            let query = query.with_some("dry-run", is_set(matches, "dry-run").then_some(true));
+            (parsed::<Vec<PruneItem>>(store.post("prune", &query)?)?, 0)
+        }
+    };
     let quiet = is_set(matches, "quiet");
     let shown: Vec<_> = items.iter().filter(|item| !quiet || !item.keep).collect();
     let rows: Vec<Value> = shown
         .iter()
         .map(|item| {
-            json!({
-                "snapshot": item.snapshot.to_string(),
+            Ok(json!({
+                "snapshot": item.snapshot()?.to_string(),
                 "date": local_time(item.backup_time, CTIME),
                 "action": if item.keep { "keep" } else { "remove" },
-            })
+            }))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let document = Document {
         data: serde_json::to_value(&shown)?,
         display: Some(rows.into()),

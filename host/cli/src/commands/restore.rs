@@ -11,6 +11,7 @@ use crate::output::write_out;
 use crate::plugins::{Loaded, Plugins};
 use crate::progress::{Progress, progress_option};
 use crate::repository::Repository;
+use crate::store::Store;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
@@ -28,7 +29,7 @@ use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, GroupId, Manifest, Namespace, SnapshotId};
 use keepwell_seal::EncryptionKey;
-use keepwell_store::{DirStore, SessionStore, SnapshotReader, StoreError};
+use keepwell_store::{SnapshotReader, StoreError};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -137,12 +138,12 @@ pub(crate) fn output_of(matches: &ArgMatches) -> OutputOptions {
 }
 
 /// The snapshot named, or the newest finished one of the group named.
-fn find_snapshot(store: &DirStore, namespace: &Namespace, given: &str) -> Result<SnapshotId> {
+fn find_snapshot(store: &Store, namespace: &Namespace, given: &str) -> Result<SnapshotId> {
     if given.matches('/').count() != 1 {
         return Ok(given.parse()?);
     }
     let group: GroupId = given.parse()?;
-    let (found, skipped) = newest(store, namespace, &group)?;
+    let (found, skipped) = newest(store.snapshots(namespace, Some(&group))?)?;
     for snapshot in &skipped {
         tracing::info!("skipped not finished snapshot {snapshot}");
     }
@@ -156,12 +157,12 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let parameters = CryptParameters::of(matches)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let patterns = patterns_of(matches)?;
-    let store = Repository::find(matches.get_one("repository"))?.open()?;
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     let namespace = namespace_of(matches);
     let snapshot = find_snapshot(&store, &namespace, &text("snapshot"))?;
     let name = ArchiveName::from_user(&text("archive-name"))?;
     let target = matches.get_one::<PathBuf>("target").context("missing argument: target")?;
-    let reader = store.open(&namespace, &snapshot)?;
+    let reader = store.sessions().open(&namespace, &snapshot)?;
     let key = parameters.unlock()?;
     let unverified = UnverifiedManifest::read(&*reader)?;
     let json = unverified.json().to_vec();

@@ -6,14 +6,13 @@ use crate::encryption::{CryptParameters, key_options};
 use crate::output::{column, left, message, print, right};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
+use crate::store::Store;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use keepwell_engine::list;
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
-use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
+use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::{GroupId, SnapshotId};
 use keepwell_seal::Sealer;
-use keepwell_store::{DirStore, SessionStore, SnapshotStore};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::PathBuf;
@@ -136,8 +135,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
 }
 
-fn open(matches: &ArgMatches) -> Result<DirStore> {
-    Repository::find(matches.get_one("repository"))?.open()
+fn open(matches: &ArgMatches) -> Result<Store> {
+    Repository::find(matches.get_one("repository"))?.open(matches)
 }
 
 /// The snapshot that was named; clap has made sure that there is one.
@@ -148,18 +147,19 @@ pub(crate) fn snapshot_of(matches: &ArgMatches) -> Result<&SnapshotId> {
 pub(crate) fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let store = open(matches)?;
     let group = matches.get_one::<GroupId>("group");
-    let mut items = list::snapshots(&store, &namespace_of(matches), group)?;
-    items.sort_by_key(|item| (item.snapshot.group.to_string(), item.backup_time));
+    let mut items = store.snapshots(&namespace_of(matches), group)?;
+    items
+        .sort_by_key(|item| (format!("{}/{}", item.backup_type, item.backup_id), item.backup_time));
     let rows: Vec<Value> = items
         .iter()
         .map(|item| {
-            json!({
-                "snapshot": item.snapshot.to_string(),
+            Ok(json!({
+                "snapshot": item.snapshot()?.to_string(),
                 "size": item.size,
                 "files": user_names(item.files.iter().map(|file| file.filename.as_str())),
-            })
+            }))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let size = column("size", Alignment::Right, Rendering::Bytes);
     let document = Document {
         data: serde_json::to_value(&items)?,
@@ -171,7 +171,7 @@ pub(crate) fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 
 pub(crate) fn files(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let store = open(matches)?;
-    let items = list::files(&store, &namespace_of(matches), snapshot_of(matches)?)?;
+    let items = store.files(&namespace_of(matches), snapshot_of(matches)?)?;
     let mut sorted = items.clone();
     sorted.sort_by(|a, b| a.filename.cmp(&b.filename));
     let columns = vec![left("filename"), left("crypt-mode"), right("size")];
@@ -184,7 +184,7 @@ pub(crate) fn files(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 pub(crate) fn forget(matches: &ArgMatches) -> Result<()> {
-    Ok(open(matches)?.forget(&namespace_of(matches), snapshot_of(matches)?)?)
+    open(matches)?.forget(&namespace_of(matches), snapshot_of(matches)?)
 }
 
 /// The log is encrypted where the mode says so; nobody signs it.
@@ -204,36 +204,30 @@ pub(crate) fn upload_log(matches: &ArgMatches) -> Result<()> {
     let (protection, _) = parameters.prepare(&|text| tracing::debug!("{text}"))?;
     if let Some(key) = protection.key() {
         // Only the snapshot's own key can be the right one for its log.
-        let reader = store.open(&namespace_of(matches), snapshot)?;
+        let reader = store.sessions().open(&namespace_of(matches), snapshot)?;
         UnverifiedManifest::read(&*reader)?.verify(Some(key))?;
     }
     let key = protection.encryption().map(|key| &**key);
     if key.is_none() {
-        let reader = store.open(&namespace_of(matches), snapshot)?;
+        let reader = store.sessions().open(&namespace_of(matches), snapshot)?;
         if UnverifiedManifest::read(&*reader)?.unverified().is_protected() {
             tracing::warn!("the snapshot has a key, but this log is stored as it is");
         }
     }
     let log = Sealer::new()?.seal(&bytes, key)?;
-    Ok(store.add_log(&namespace_of(matches), snapshot, &log)?)
+    store.add_log(&namespace_of(matches), snapshot, log)
 }
 
 fn show_notes(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    let store = open(matches)?;
-    let reader = store.open(&namespace_of(matches), snapshot_of(matches)?)?;
-    let manifest = UnverifiedManifest::read(&*reader)?.unverified();
-    let notes = manifest.notes();
-    print(plugins, matches, &message(json!({ "notes": notes }), notes))
+    let notes = open(matches)?.notes(&namespace_of(matches), snapshot_of(matches)?)?;
+    print(plugins, matches, &message(json!({ "notes": notes }), notes.as_str()))
 }
 
 fn update_notes(matches: &ArgMatches) -> Result<()> {
     let store = open(matches)?;
     let snapshot = snapshot_of(matches)?;
     let notes = matches.get_one::<String>("notes").cloned().unwrap_or_default();
-    let namespace = namespace_of(matches);
-    Ok(change_unprotected(&store, &namespace, snapshot, &|unprotected| {
-        unprotected.insert("notes".into(), notes.clone().into());
-    })?)
+    store.set_notes(&namespace_of(matches), snapshot, &notes)
 }
 
 fn show_protected(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -245,5 +239,5 @@ fn show_protected(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 fn update_protected(matches: &ArgMatches) -> Result<()> {
     let protected = matches.get_one::<bool>("protected").copied().unwrap_or(false);
     let namespace = namespace_of(matches);
-    Ok(open(matches)?.set_protected(&namespace, snapshot_of(matches)?, protected)?)
+    open(matches)?.set_protected(&namespace, snapshot_of(matches)?, protected)
 }

@@ -1,13 +1,12 @@
 //! `status`: room on the repository.
 
 use crate::args::{output_format, repository};
-use crate::output::print;
+use crate::output::{print, wanted_format};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
 use keepwell_engine::plugin::{Alignment, Document, Layout};
-use keepwell_store::SnapshotStore;
 use serde_json::json;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
@@ -18,23 +17,20 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    let capacity = Repository::find(matches.get_one("repository"))?.open()?.capacity()?;
-    if capacity.total == 0 {
+    let data = Repository::find(matches.get_one("repository"))?.open(matches)?.status()?;
+    let number = |name: &str| data.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let total = number("total");
+    if total == 0 && wanted_format(matches) == "text" {
         bail!("Cannot render total percentage: denominator is zero");
     }
-    let row = |name: &str, value: u64| {
-        let percent = (value + capacity.total / 200) * 100 / capacity.total;
+    let row = |name: &str| {
+        let value = number(name);
+        let percent = value.saturating_add(total / 200).saturating_mul(100) / total.max(1);
         json!([name, format!("{value}{:>8}", format!(" ({percent} %)"))])
     };
-    let rows = [
-        row("total", capacity.total),
-        row("used", capacity.used),
-        row("avail", capacity.available),
-    ];
+    let rows = [row("total"), row("used"), row("avail")];
     let document = Document {
-        data: json!({
-            "total": capacity.total, "used": capacity.used, "avail": capacity.available,
-        }),
+        data,
         display: Some(json!(rows)),
         layout: Layout::Grid(vec![Alignment::Left, Alignment::Right]),
     };

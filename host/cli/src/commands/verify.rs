@@ -3,7 +3,9 @@
 use super::cancel_on_signal;
 use crate::args::{flag, namespace, namespace_of, number, repository};
 use crate::encryption::{CryptParameters, key_options};
+use crate::remote;
 use crate::repository::Repository;
+use crate::store::{Store, parsed};
 use crate::terminal::{now, upid};
 use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command};
@@ -11,6 +13,7 @@ use keepwell_engine::EngineError;
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{GroupId, Namespace, SnapshotId};
 use keepwell_store::{SessionStore, SnapshotStore, StoreError};
+use keepwell_transport::RemoteStore;
 use std::io::Write;
 
 pub(crate) fn command() -> Command {
@@ -30,6 +33,30 @@ pub(crate) fn command() -> Command {
         )
         .args(key_options())
         .arg(number("outdated-after", "DAYS", "Verify them again when it was longer ago than this"))
+}
+
+/// Asks a server to verify, and follows its task.
+fn verify_there(
+    repository: &Repository,
+    matches: &ArgMatches,
+    what: &What,
+    namespace: &Namespace,
+) -> Result<()> {
+    let store = remote::open(repository.server()?, matches)?;
+    let query = match what {
+        What::Everything => RemoteStore::namespace(namespace),
+        What::Group(group) => RemoteStore::group(namespace, group),
+        What::Snapshot(snapshot) => RemoteStore::snapshot(namespace, snapshot),
+    };
+    let depth = matches.get_one::<u64>("max-depth").copied();
+    let days = matches.get_one::<u64>("outdated-after").copied();
+    let ignores = matches.get_one::<bool>("ignore-verified").copied();
+    let query = query
+        .with_some("ignore-verified", ignores)
+        .with_some("max-depth", depth.filter(|_| matches!(what, What::Everything)))
+        .with_some("outdated-after", days);
+    let upid: String = parsed(store.post("verify", &query)?)?;
+    super::task::follow(store.client(), &upid, true)
 }
 
 /// What is to be verified.
@@ -52,7 +79,13 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let parameters = CryptParameters::of(matches)?;
     let namespace = namespace_of(matches);
     let repository = Repository::find(matches.get_one("repository"))?;
-    let store = repository.open()?;
+    if repository.server().is_ok() {
+        if matches.get_one::<std::path::PathBuf>("keyfile").is_some() {
+            bail!("a server verifies without keys: leave --keyfile out");
+        }
+        return verify_there(&repository, matches, &what, &namespace);
+    }
+    let Store::Local(store) = repository.open(matches)? else { bail!("not a directory") };
     if let Some(line) = parameters.announcement() {
         tracing::info!("{line}");
     }
@@ -95,7 +128,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             let depth = depth.and_then(|depth| usize::try_from(depth).ok());
             let depth = depth.map_or(Namespace::DEPTH_MAX, |depth| depth.min(Namespace::DEPTH_MAX));
             let namespaces = store.namespaces(&namespace, depth)?;
-            verification.namespaces(&namespaces)
+            verification.namespaces(&namespaces, &|_| true)
         }
         What::Group(group) => {
             if store.snapshots(&namespace, Some(group))?.is_empty() {

@@ -1,0 +1,584 @@
+//! A server and its clients, over TLS: every command, the requests that are made, rights, and what
+//! becomes of backups whose client or server dies.
+
+use crate::support::{Run, World, noise, shared};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const USER: &str = "me@pbs";
+const PASSWORD: &str = "secret12";
+const SNAPSHOT: &str = "host/me/2023-11-14T22:13:20Z";
+
+/// A server in a directory of its own, and a world whose repository is there.
+struct Served {
+    world: World,
+    port: u16,
+    fingerprint: String,
+    child: Option<Child>,
+}
+
+impl Served {
+    fn new() -> Self {
+        let world = World::new();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        world.write("password", PASSWORD);
+        world.ok(&format!(
+            "admin init srv --datastore store1=repo --user {USER} --password-file password --listen 127.0.0.1:{port}"
+        ));
+        let info = world.ok("admin cert info --config srv/server.toml").stdout;
+        let fingerprint = info.lines().find_map(|line| line.strip_prefix("Fingerprint: "));
+        let fingerprint = fingerprint.unwrap().to_owned();
+        let mut served = Self { world, port, fingerprint, child: None };
+        served.start();
+        served
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.world.path("serve.log")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Starts the server and waits until it listens.
+    fn start(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = self.world.command();
+        command
+            .args(["serve", "--config", "srv/server.toml"])
+            .env("PBS_LOG", "debug,hyper=info,h2=info");
+        command.stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        self.wait("a server", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    }
+
+    fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_secs(60), "{what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// A client that logs in as this user.
+    fn client_of(&self, user: &str, password: &str) -> Command {
+        let mut command = self.world.command();
+        command.env("PBS_REPOSITORY", format!("{user}@127.0.0.1:{}:store1", self.port));
+        command.env("PBS_PASSWORD", password).env("PBS_FINGERPRINT", &self.fingerprint);
+        command
+    }
+
+    fn run_as(&self, user: &str, password: &str, line: &str) -> Run {
+        let mut command = self.client_of(user, password);
+        Run::from(command.args(line.split(' ')).output().unwrap())
+    }
+
+    fn ok(&self, line: &str) -> Run {
+        let run = self.run_as(USER, PASSWORD, line);
+        assert_eq!(run.code, Some(0), "{line}\n{}\n{}", run.stderr, self.log());
+        run
+    }
+
+    fn fails(&self, line: &str) -> Run {
+        let run = self.run_as(USER, PASSWORD, line);
+        run.assert_failed(line);
+        run
+    }
+
+    /// What the server was asked since the last call: method, and path with parameters.
+    fn requests(&self, seen: &mut usize) -> Vec<(String, String)> {
+        let log = self.log();
+        let new = log[*seen..].to_owned();
+        *seen = log.len();
+        let asked = new.lines().filter_map(|line| {
+            let rest = line.strip_prefix("request: ").or_else(|| line.strip_prefix("session: "))?;
+            let (method, target) = rest.split_once(' ')?;
+            Some((method.to_owned(), target.to_owned()))
+        });
+        asked.collect()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
+
+fn tree(world: &World) {
+    world.write("tree/big", noise(1, 9 << 20));
+    world.write("tree/dir/small", "small");
+    world.write("disk", noise(2, 9 << 20));
+    world.write("app.conf", "key = value\n");
+}
+
+#[test]
+fn every_command_works_on_a_server() {
+    let served = Served::new();
+    tree(&served.world);
+    let backup = "backup root.pxar:tree disk.img:disk app.conf:app.conf --backup-id me";
+    let first = served.ok(&format!("{backup} --backup-time 1700000000 --output-format json"));
+    first.says("No previous manifest available.");
+    let again =
+        served.ok(&format!("{backup} --backup-time 1700000001 --output-format json")).json();
+    for archive in again["archives"].as_array().unwrap().iter().take(2) {
+        assert_eq!(archive["new-bytes"], 0, "{archive}");
+    }
+    served.ok("restore host/me root.pxar out");
+    assert!(fs::read(served.world.path("out/big")).unwrap() == noise(1, 9 << 20));
+    served.ok("restore host/me disk.img img");
+    assert!(fs::read(served.world.path("img")).unwrap() == noise(2, 9 << 20));
+    assert_eq!(served.ok("restore host/me app.conf -").stdout, "key = value\n");
+    let groups = served.ok("list --output-format json").json();
+    assert_eq!((&groups[0]["backup-count"], &groups[0]["owner"]), (&2.into(), &USER.into()));
+    assert_eq!(served.ok("snapshot list --output-format json").json().as_array().unwrap().len(), 2);
+    assert!(served.ok(&format!("snapshot files {SNAPSHOT}")).stdout.contains("root.pxar.didx"));
+    assert!(served.ok(&format!("catalog dump {SNAPSHOT}")).stdout.contains("dir/small"));
+    served.ok(&format!("snapshot notes update {SNAPSHOT} two%20words"));
+    assert_eq!(served.ok(&format!("snapshot notes show {SNAPSHOT}")).stdout, "two%20words\n");
+    served.ok(&format!("snapshot protected update {SNAPSHOT} true"));
+    assert_eq!(served.ok(&format!("snapshot protected show {SNAPSHOT}")).stdout, "true\n");
+    served.fails(&format!("snapshot forget {SNAPSHOT}")).says("cannot remove protected snapshot");
+    served.ok(&format!("snapshot protected update {SNAPSHOT} false"));
+    served.ok(&format!("snapshot upload-log {SNAPSHOT} app.conf"));
+    assert_eq!(served.ok(&format!("restore {SNAPSHOT} client.log -")).stdout, "key = value\n");
+    served.ok("namespace create a");
+    served.ok("namespace create a/b");
+    assert_eq!(served.ok("namespace list").stdout, "a\na/b\n");
+    served.ok("backup root.pxar:tree --ns a/b --backup-id there");
+    served.ok("restore host/there root.pxar there --ns a/b");
+    served.fails("namespace delete a/b").says("only partially deleted due to existing groups");
+    served.ok("namespace delete a/b --delete-groups");
+    assert!(served.ok("status").stdout.contains("total"));
+    assert!(served.ok("version").stdout.contains("server version: 3.2.4"));
+    assert!(served.ok("verify").stdout.contains("TASK OK"));
+    assert!(served.ok("garbage-collect").stdout.contains("TASK OK"));
+    let upid = served.ok("garbage-collect --output-format json").json();
+    assert!(served.ok(&format!("task log {}", upid.as_str().unwrap())).stdout.contains("TASK OK"));
+    assert!(served.ok("task list --all").stdout.contains("garbage_collection"));
+    served.ok(&format!("change-owner host/me {USER}"));
+    served.ok(&format!("snapshot forget {SNAPSHOT}"));
+    let pruned = served.ok("prune host/me --keep-last 1 --output-format json").json();
+    assert_eq!(pruned[0]["keep"], true);
+    served.fails("restore host/me nope.pxar out2").says("manifest does not contain file");
+    served.fails(&format!("restore {SNAPSHOT} root.pxar out2")).says("does not exist");
+    served.fails("list --ns nope").says("namespace");
+    let names = fs::read_dir(served.world.repo().join("host/me")).unwrap().flatten();
+    assert_eq!(names.filter(|entry| entry.path().is_dir()).count(), 1);
+}
+
+#[test]
+fn encrypted_backups_go_to_a_server_and_come_back() {
+    let served = Served::new();
+    tree(&served.world);
+    served.world.ok("key create a.key --kdf none");
+    let backup = "backup root.pxar:tree app.conf:app.conf --backup-id me --keyfile a.key";
+    served.ok(&format!("{backup} --backup-time 1700000000"));
+    served.ok(&format!("{backup} --backup-time 1700000001")).says("reused 9");
+    served.fails("restore host/me root.pxar out").says("missing key");
+    served.ok("restore host/me root.pxar out --keyfile a.key");
+    assert!(fs::read(served.world.path("out/big")).unwrap() == noise(1, 9 << 20));
+    served.ok("verify");
+}
+
+/// Names of parameters only: digests and sizes differ.
+fn shape((method, target): &(String, String)) -> String {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let names = query.split('&').filter(|part| !part.is_empty());
+    let mut names: Vec<&str> = names.filter_map(|part| part.split('=').next()).collect();
+    names.sort_unstable();
+    let archive = query.split('&').find(|part| part.starts_with("archive-name=catalog"));
+    format!("{method} {path} {} {}", names.join(","), archive.unwrap_or_default())
+}
+
+/// The recorded requests of the reference client.
+fn recorded(name: &str) -> Option<Vec<(String, String)>> {
+    let path = shared()?.join("http").join(format!("{name}.jsonl"));
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let requests = lines.filter(|line| line["dir"] == "C>S" && !line["headers"].is_null());
+    let request = requests.map(|line| {
+        if line["proto"] == "h1" {
+            let words: Vec<&str> = line["line"].as_str().unwrap().split(' ').collect();
+            return (words[0].to_owned(), words[1].to_owned());
+        }
+        let header = |name: &str| {
+            let headers = line["headers"].as_array().unwrap();
+            let found = headers.iter().find(|header| header[0] == name).unwrap();
+            found[1].as_str().unwrap().to_owned()
+        };
+        (header(":method"), header(":path"))
+    });
+    Some(request.collect())
+}
+
+/// Several chunks and the two writers that begin side by side count once, in any order.
+fn shapes(requests: &[(String, String)]) -> Vec<String> {
+    let mut shapes: Vec<String> = requests.iter().map(shape).collect();
+    // A bare question mark says nothing.
+    for shape in &mut shapes {
+        *shape = shape.replace("? ", " ");
+    }
+    shapes.dedup();
+    let begins = |shape: &String| {
+        shape.starts_with("POST /dynamic_index") || shape.starts_with("GET /previous ")
+    };
+    let mut at = 0;
+    while at < shapes.len() {
+        let run = shapes[at..].iter().take_while(|shape| begins(shape)).count();
+        shapes[at..at + run].sort();
+        at += run.max(1);
+    }
+    shapes.dedup();
+    shapes
+}
+
+#[test]
+fn requests_are_those_of_the_reference_client() {
+    let served = Served::new();
+    tree(&served.world);
+    let mut seen = 0;
+    let plain = "backup files.pxar:tree --backup-id cap";
+    let image = "backup drive.img:disk --backup-type vm --backup-id 900";
+    served.ok("namespace create a");
+    served.ok("namespace create a/b");
+    served.requests(&mut seen);
+    let captured = "host/cap/2023-11-14T22:30:00Z";
+    let cases = [
+        ("backup-plain", format!("{plain} --backup-time 1700001000")),
+        ("backup-incremental", format!("{plain} --backup-time 1700001010")),
+        ("backup-img", format!("{image} --backup-time 1700001030")),
+        ("backup-img-incremental", format!("{image} --backup-time 1700001040")),
+        ("backup-ns", "backup l.pxar:tree --ns a/b --backup-id capns".into()),
+        ("restore-pxar", format!("restore {captured} files.pxar out")),
+        ("restore-latest-of-group", "restore host/cap files.pxar out2".into()),
+        ("catalog-dump", format!("catalog dump {captured}")),
+        ("list-fresh", "list".into()),
+        ("snapshot-list", "snapshot list".into()),
+        ("snapshot-files", format!("snapshot files {captured}")),
+        ("status", "status".into()),
+        ("version", "version".into()),
+        ("ns-list", "namespace list".into()),
+        ("ns-create", "namespace create capns".into()),
+        ("ns-delete", "namespace delete capns".into()),
+        ("notes-update", format!("snapshot notes update {captured} some")),
+        ("notes-show", format!("snapshot notes show {captured}")),
+        ("protected-update", format!("snapshot protected update {captured} false")),
+        ("task-list", "task list".into()),
+        ("change-owner", format!("change-owner host/cap {USER}")),
+        ("prune-dry", "prune host/cap --keep-last 1 --dry-run".into()),
+        ("prune", "prune host/cap --keep-last 1".into()),
+        ("forget", "snapshot forget host/cap/2023-11-14T22:30:10Z".into()),
+    ];
+    for (name, line) in cases {
+        let Some(recorded) = recorded(name) else { return };
+        served.ok(&line);
+        assert_eq!(shapes(&served.requests(&mut seen)), shapes(&recorded), "{name}: {line}");
+    }
+    let login = served
+        .client_of(USER, PASSWORD)
+        .env("XDG_RUNTIME_DIR", served.world.path("run"))
+        .arg("login")
+        .status();
+    assert!(login.unwrap().success());
+    assert_eq!(shapes(&served.requests(&mut seen)), shapes(&recorded("login").unwrap()));
+}
+
+#[test]
+fn who_may_not_log_in_learns_nothing() {
+    let served = Served::new();
+    for (user, password) in [(USER, "wrong"), ("nobody@pbs", PASSWORD), ("root@pam", PASSWORD)] {
+        let run = served.run_as(user, password, "list");
+        run.assert_failed("login");
+        run.says("permission check failed.");
+    }
+    let mut command = served.client_of(USER, PASSWORD);
+    let other = served.fingerprint.replace(&served.fingerprint[..2], "00");
+    let run = Run::from(command.env("PBS_FINGERPRINT", other).arg("list").output().unwrap());
+    run.assert_failed("a wrong fingerprint");
+    run.says("WARNING: certificate fingerprint does not match expected fingerprint!");
+    run.says("Certificate fingerprint was not confirmed.");
+}
+
+#[test]
+fn a_ticket_is_kept_from_login_to_logout() {
+    let served = Served::new();
+    let run = |arguments: &str, password: Option<&str>| {
+        let mut command = served.client_of(USER, password.unwrap_or_default());
+        if password.is_none() {
+            command.env_remove("PBS_PASSWORD");
+        }
+        command.env("XDG_RUNTIME_DIR", served.world.path("run"));
+        Run::from(command.args(arguments.split(' ')).output().unwrap())
+    };
+    assert_eq!(run("login", Some(PASSWORD)).code, Some(0));
+    assert_eq!(run("list", None).code, Some(0));
+    assert_eq!(run("logout", None).code, Some(0));
+    run("list", None).says("no password input mechanism available");
+    // What the server does not take any more is no reason to fail.
+    assert_eq!(run("login", Some(PASSWORD)).code, Some(0));
+    let path = served.world.path("run/proxmox-backup/tickets");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("::", "::AAAA")).unwrap();
+    assert_eq!(run("list", Some(PASSWORD)).code, Some(0));
+}
+
+#[test]
+fn rights_follow_roles_owners_and_namespaces() {
+    let served = Served::new();
+    let admin = |line: &str| served.world.ok(&format!("{line} --config srv/server.toml"));
+    tree(&served.world);
+    served.ok("namespace create ns");
+    let roles = [
+        "DatastoreBackup",
+        "DatastorePowerUser",
+        "DatastoreReader",
+        "DatastoreAudit",
+        "DatastoreAdmin",
+        "NoAccess",
+    ];
+    for role in roles {
+        let user = format!("{}@pbs", role.to_lowercase());
+        admin(&format!("admin user create {user} --password-file password"));
+        admin(&format!("admin acl update /datastore/store1 {role} --auth-id {user}"));
+    }
+    served.ok("backup a.conf:app.conf --backup-id foreign --backup-time 1700000000");
+    let foreign = "host/foreign/2023-11-14T22:13:20Z";
+    // Command, and the roles that may; backups make groups of their own.
+    let cases: [(&str, &[&str]); 9] = [
+        (
+            "backup a.conf:app.conf --backup-id ID",
+            &["DatastoreBackup", "DatastorePowerUser", "DatastoreAdmin"],
+        ),
+        ("backup a.conf:app.conf --backup-id foreign", &[]),
+        (
+            "list",
+            &[
+                "DatastoreBackup",
+                "DatastorePowerUser",
+                "DatastoreReader",
+                "DatastoreAudit",
+                "DatastoreAdmin",
+            ],
+        ),
+        ("restore host/foreign a.conf -", &["DatastoreReader", "DatastoreAdmin"]),
+        ("snapshot notes show FOREIGN", &["DatastoreReader", "DatastoreAudit", "DatastoreAdmin"]),
+        ("snapshot notes update FOREIGN x", &["DatastoreAdmin"]),
+        ("prune host/foreign --keep-last 1", &["DatastoreAdmin"]),
+        ("namespace create ns/ID", &["DatastoreAdmin"]),
+        ("garbage-collect", &["DatastoreAdmin"]),
+    ];
+    for (line, may) in cases {
+        for role in roles {
+            let id = role.to_lowercase();
+            let line = line.replace("ID", &id).replace("FOREIGN", foreign);
+            let run = served.run_as(&format!("{id}@pbs"), PASSWORD, &line);
+            let expected = if may.contains(&role) { Some(0) } else { Some(255) };
+            assert_eq!(run.code, expected, "{role}: {line}\n{}", run.stderr);
+        }
+    }
+    // Their own groups only.
+    let own = |user: &str, line: &str| served.run_as(&format!("{user}@pbs"), PASSWORD, line).code;
+    assert_eq!(own("datastorebackup", "restore host/datastorebackup a.conf -"), Some(0));
+    assert_eq!(own("datastorebackup", "prune host/datastorebackup --keep-last 1"), Some(255));
+    assert_eq!(own("datastorepoweruser", "prune host/datastorepoweruser --keep-last 1"), Some(0));
+    let seen = served.run_as("datastorebackup@pbs", PASSWORD, "list --output-format json").json();
+    assert_eq!(seen.as_array().unwrap().len(), 1, "{seen}");
+    // A namespace of their own.
+    admin("admin user create narrow@pbs --password-file password");
+    admin("admin acl update /datastore/store1/ns DatastoreBackup --auth-id narrow@pbs");
+    assert_eq!(own("narrow", "backup a.conf:app.conf --backup-id n --ns ns"), Some(0));
+    assert_eq!(own("narrow", "backup a.conf:app.conf --backup-id n"), Some(255));
+    // A token, which may no more than its user.
+    let made = admin("admin token create narrow@pbs!tok").stdout;
+    let secret = made.lines().find_map(|line| line.strip_prefix("Secret: ")).unwrap();
+    let token = |line: &str| served.run_as("narrow@pbs!tok", secret, line).code;
+    assert_eq!(token("backup a.conf:app.conf --backup-id t --ns ns"), Some(255));
+    admin("admin acl update / Admin --auth-id narrow@pbs!tok");
+    assert_eq!(token("backup a.conf:app.conf --backup-id t --ns ns"), Some(0));
+    assert_eq!(
+        token("backup a.conf:app.conf --backup-id n --ns ns"),
+        Some(255),
+        "its user's group"
+    );
+    assert_eq!(token("garbage-collect"), Some(255));
+    admin("admin user update narrow@pbs --enable=no");
+    assert_eq!(token("list --ns ns"), Some(255));
+    assert!(!served.log().contains(secret) && !served.log().contains(PASSWORD));
+}
+
+#[test]
+fn maintenance_keeps_clients_out() {
+    let served = Served::new();
+    tree(&served.world);
+    let admin = |line: &str| served.world.ok(&format!("{line} --config srv/server.toml"));
+    served.ok("backup a.conf:app.conf --backup-id me");
+    admin("admin datastore update store1 --maintenance read-only --maintenance-message disk");
+    served.ok("list");
+    served.fails("backup a.conf:app.conf --backup-id me").says("read-only maintenance mode: disk");
+    admin("admin datastore update store1 --maintenance offline");
+    served.fails("list").says("datastore 'store1' is in offline maintenance mode:");
+    admin("admin datastore update store1 --maintenance none");
+    served.ok("list");
+}
+
+/// What a backup that did not finish may leave: nothing that is seen.
+fn left_over(repo: &Path, group: &str) -> Vec<String> {
+    let entries = fs::read_dir(repo.join("host").join(group)).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name != "owner").collect()
+}
+
+#[test]
+fn a_backup_whose_client_dies_leaves_nothing() {
+    let served = Served::new();
+    served.world.write("tree/big", noise(3, 64 << 20));
+    for turn in 0..6u64 {
+        let mut client = served.client_of(USER, PASSWORD);
+        client.args(["backup", "root.pxar:tree", "--backup-id", "me", "--rate", "20MB"]);
+        let mut child = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(150 + 130 * turn));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        served.wait("the end of its task", || left_over(&served.world.repo(), "me").is_empty());
+    }
+    served.wait("the end of all tasks", || {
+        served.ok("task list --output-format json").json().as_array().unwrap().is_empty()
+    });
+    served.ok("backup root.pxar:tree --backup-id me");
+    served.ok("verify");
+}
+
+#[test]
+fn a_server_that_dies_loses_nothing() {
+    let mut served = Served::new();
+    served.world.write("tree/big", noise(4, 64 << 20));
+    served.world.write("small/file", "small");
+    served.ok("backup root.pxar:small --backup-id me --backup-time 1700000000");
+    for turn in 0..4u64 {
+        let mut client = served.client_of(USER, PASSWORD);
+        client.args(["backup", "root.pxar:tree", "--backup-id", "me", "--rate", "20MB"]);
+        let child = client.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(250 + 200 * turn));
+        served.kill();
+        let run = Run::from(child.wait_with_output().unwrap());
+        run.assert_failed("a backup whose server died");
+        served.start();
+        let listed = served.ok("snapshot list --output-format json").json();
+        assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    }
+    served.ok("restore host/me root.pxar out");
+    served.ok("backup root.pxar:tree --backup-id me");
+    assert!(left_over(&served.world.repo(), "me").iter().all(|name| !name.starts_with('.')));
+    served.ok("verify");
+    assert!(served.ok("task list --all").stdout.contains("unknown"));
+}
+
+#[test]
+fn a_restore_goes_on_when_the_server_comes_back() {
+    let mut served = Served::new();
+    served.world.write("tree/big", noise(5, 48 << 20));
+    served.ok("backup root.pxar:tree --backup-id me");
+    let mut client = served.client_of(USER, PASSWORD);
+    client.args(["restore", "host/me", "root.pxar", "out", "--rate", "16MB"]);
+    let child = client.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    served.kill();
+    served.start();
+    let run = Run::from(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    run.says("was lost: connecting again");
+    assert!(fs::read(served.world.path("out/big")).unwrap() == noise(5, 48 << 20));
+}
+
+#[test]
+fn who_speaks_no_tls_is_sent_elsewhere_and_who_says_nothing_goes() {
+    let served = Served::new();
+    let ask = |text: &[u8]| {
+        let mut stream = TcpStream::connect(("127.0.0.1", served.port)).unwrap();
+        stream.write_all(text).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let answer = ask(b"GET /x?y HTTP/1.1\r\nHost: h:1\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 301 ") && answer.contains("location: https://h:1/x?y"));
+    let answer =
+        ask(b"POST / HTTP/1.1\r\nHost: h:1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 308 "), "{answer}");
+    for junk in [&b"\x16\x03\x01\x00\x05hello"[..], b"\x16", &noise(1, 100_000), b"\r\n\r\n"] {
+        ask(junk);
+    }
+    let silent: Vec<TcpStream> =
+        (0..50).map(|_| TcpStream::connect(("127.0.0.1", served.port)).unwrap()).collect();
+    served.ok("list");
+    drop(silent);
+}
+
+#[test]
+fn many_clients_back_up_at_once() {
+    let served = Served::new();
+    served.world.write("tree/big", noise(6, 5 << 20));
+    let clients: Vec<Child> = (0..50)
+        .map(|number| {
+            served.world.write(&format!("own{number}/file"), noise(100 + number, 1 << 20));
+            let id = format!("h{number}");
+            let mut client = served.client_of(USER, PASSWORD);
+            client.args([
+                "backup",
+                "root.pxar:tree",
+                &format!("own.pxar:own{number}"),
+                "--backup-id",
+                &id,
+            ]);
+            client.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for client in clients {
+        let run = Run::from(client.wait_with_output().unwrap());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+    }
+    let groups = served.ok("list --output-format json").json();
+    assert_eq!(groups.as_array().unwrap().len(), 50);
+    served.ok("verify");
+    let owners: BTreeSet<String> =
+        groups.as_array().unwrap().iter().map(|g| g["owner"].to_string()).collect();
+    assert_eq!(owners.len(), 1);
+}
+
+#[test]
+fn the_example_of_a_configuration_is_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/server.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let config = keepwell_server::Config::load(&path).unwrap();
+    assert_eq!(config.listen[0].port(), 8007);
+    // All keys are explained there.
+    for key in [
+        "listen",
+        "certificate",
+        "key",
+        "state",
+        "node",
+        "connections-max",
+        "login-failures-max",
+        "shutdown-grace-seconds",
+        "tasks-kept",
+    ] {
+        assert!(text.contains(&format!("\n{key} = ")), "{key}");
+    }
+}
