@@ -44,6 +44,22 @@ impl Drop for Marker {
     }
 }
 
+/// Since when the oldest of the running backups runs; none where none does.
+pub(crate) fn oldest_writer(layout: &Layout) -> Result<Option<SystemTime>> {
+    let root = layout.root();
+    let mut oldest: Option<SystemTime> = None;
+    for entry in fs::read_dir(root).map_err(io("read", root))?.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // Whether it is still locked does not matter: a stale one is swept by the next backup.
+        if let Ok(made) = entry.metadata().and_then(|metadata| metadata.modified()) {
+            oldest = Some(oldest.map_or(made, |earlier| earlier.min(made)));
+        }
+    }
+    Ok(oldest.map(|oldest| oldest - SLACK))
+}
+
 /// Looks for markers of backups that were cut off, and at the chunks that those wrote.
 pub(crate) fn recover(layout: &Layout) -> Result<()> {
     let root = layout.root();

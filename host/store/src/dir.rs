@@ -1,6 +1,7 @@
 //! Chunks in a directory: `.chunks/abcd/<digest>`. Spec: formats.md §4.
 
 use crate::layout::{CHUNK_DIRS, Layout};
+use crate::lock::SweepLock;
 use crate::{ChunkStore, Result, StoreError};
 use keepwell_model::{Blob, BlobKind, ChunkDigest, SealedChunk, StoredChunk};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -176,6 +177,7 @@ impl DirChunks {
 impl ChunkStore for DirChunks {
     fn insert(&self, chunk: &SealedChunk<'_>) -> Result<StoredChunk> {
         let path = self.layout.chunk(&chunk.digest);
+        let _in_use = path.parent().and_then(SweepLock::shared);
         match fs::symlink_metadata(&path) {
             Ok(metadata) if !metadata.is_file() => Err(StoreError::ChunkRefused {
                 digest: chunk.digest,
@@ -194,6 +196,7 @@ impl ChunkStore for DirChunks {
 
     fn touch(&self, digest: &ChunkDigest, plain_bytes: u64) -> Result<Option<StoredChunk>> {
         let path = self.layout.chunk(digest);
+        let _in_use = path.parent().and_then(SweepLock::shared);
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

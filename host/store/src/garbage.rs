@@ -1,13 +1,14 @@
 //! Garbage collection: shared/spec/semantics.md §4.
 //!
 //! Marks what the indexes name by setting its access time, then removes chunks that nobody has
-//! marked for 24 hours and 5 minutes. It runs alone: writers hold a share of the lock that it takes
-//! whole, so every index that counts is there to be read. It begins with a test that access times
-//! can be set here at all, and ends at the first index that it can't read: what that names would be
-//! lost.
+//! marked for 24 hours and 5 minutes. Backups may run meanwhile: what they have used since they began
+//! stays, since their markers tell when that was (`crashed.rs`), and no chunk is removed while
+//! somebody is about to use it ([`SweepLock`]). It begins with a test that access times can be set
+//! here at all, and ends at the first index that it can't read: what that names would be lost.
 
+use crate::crashed::oldest_writer;
 use crate::dir::{io, open_regular, temporary_suffix, touch_file, write_durably};
-use crate::lock::CollectorLock;
+use crate::lock::{CollectorLock, SweepLock};
 use crate::{DirStore, Result, StoreError};
 use keepwell_model::{ChunkDigest, Index, RecentDigests};
 use serde::Serialize;
@@ -54,14 +55,21 @@ pub struct Collection<'a> {
 }
 
 impl DirStore {
-    /// Removes chunks that no index names. Fails at once where a backup or another collection is
-    /// running.
+    /// Removes chunks that no index names and no running backup uses. Fails at once where another
+    /// collection, or a backup of the reference, is running.
     pub fn collect_garbage(&self, collection: Collection<'_>) -> Result<GarbageStatus> {
         let _lock = CollectorLock::acquire(&self.layout().lock())?;
         self.check_access_times()?;
         let started = collection.now;
+        // Whoever begins later uses chunks later than this.
+        let oldest_writer = oldest_writer(self.layout())?.and_then(|oldest| {
+            let since = oldest.duration_since(UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_secs()).ok()
+        });
+        let oldest = (started - GRACE_SECONDS).min(oldest_writer.unwrap_or(started));
+        let oldest = oldest - SLACK_SECONDS;
         let status = GarbageStatus { upid: collection.upid.clone(), ..GarbageStatus::default() };
-        let mut run = Run { store: self, collection, status, started, leftovers: 0 };
+        let mut run = Run { store: self, collection, status, started, oldest, leftovers: 0 };
         run.mark()?;
         run.sweep()?;
         run.summarise();
@@ -101,6 +109,8 @@ struct Run<'s, 'a> {
     collection: Collection<'a>,
     status: GarbageStatus,
     started: i64,
+    /// what was used before this may go
+    oldest: i64,
     leftovers: u64,
 }
 
@@ -173,11 +183,11 @@ impl Run<'_, '_> {
 
     fn sweep(&mut self) -> Result<()> {
         self.say("Start GC phase2 (sweep unused chunks)");
-        let oldest = self.started - GRACE_SECONDS - SLACK_SECONDS;
         let (mut shown, mut count) = (0, 0u64);
         for prefix in 0..=u16::MAX {
             self.check()?;
             let dir = self.store.layout().chunk_dir(prefix);
+            let _nobody_uses_them = SweepLock::exclusive(&dir);
             let entries = match fs::read_dir(&dir) {
                 Ok(entries) => Some(entries),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -186,7 +196,7 @@ impl Run<'_, '_> {
             for entry in entries.into_iter().flatten() {
                 let entry = entry.map_err(io("read", &dir))?;
                 let Some(kind) = Kind::of(&entry.file_name().to_string_lossy()) else { continue };
-                self.sweep_file(&entry.path(), kind, oldest)?;
+                self.sweep_file(&entry.path(), kind)?;
                 count += u64::from(kind != Kind::Leftover);
             }
             self.progress(&mut shown, u64::from(prefix) + 1, 1 << 16, |percent| {
@@ -196,7 +206,7 @@ impl Run<'_, '_> {
         Ok(())
     }
 
-    fn sweep_file(&mut self, path: &Path, kind: Kind, oldest: i64) -> Result<()> {
+    fn sweep_file(&mut self, path: &Path, kind: Kind) -> Result<()> {
         let metadata = match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata,
             Ok(_) => return Ok(()),
@@ -204,7 +214,7 @@ impl Run<'_, '_> {
             Err(error) => return Err(io("examine", path)(error)),
         };
         let (used, bytes) = (metadata.atime(), metadata.len());
-        let status = &mut self.status;
+        let (status, oldest) = (&mut self.status, self.oldest);
         if used < oldest && (kind != Kind::Leftover || metadata.mtime() < oldest) {
             fs::remove_file(path).map_err(io("remove", path))?;
             status.removed_bytes += bytes;
@@ -484,22 +494,57 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_run_beside_writers_nor_they_beside_it() {
+    fn what_a_running_backup_uses_stays_however_long_it_runs() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1]);
+        fs::remove_dir_all(world.dir.path().join("host/a/2020-01-01T00:00:00Z")).unwrap();
+        let snapshot = "host/a/2020-01-02T00:00:00Z".parse().unwrap();
+        let session = world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
+        // It has run for three days, and used the chunk two days ago.
+        let markers = fs::read_dir(world.dir.path()).unwrap().flatten();
+        let marker = markers
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(".writing"));
+        world.age(&marker.unwrap(), DAY * 3);
+        world.age(&world.path(1), DAY * 2);
+        world.collect().0.unwrap();
+        assert!(world.path(1).exists());
+        drop(session);
+        world.age(&world.path(1), DAY * 2);
+        world.collect().0.unwrap();
+        assert!(!world.path(1).exists());
+    }
+
+    #[test]
+    fn backups_begin_while_it_runs_and_other_collections_do_not() {
         let world = World::new();
         let snapshot = "host/a/2020-01-01T00:00:00Z".parse().unwrap();
-        let session = world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
-        assert!(matches!(world.collect().0, Err(StoreError::Locked { .. })));
-        drop(session);
         let mut tried = None;
         let mut say = |_: &str| {
             tried.get_or_insert_with(|| {
-                world.store.begin(&Namespace::default(), &snapshot, "root@pam").err()
+                let begun = world.store.begin(&Namespace::default(), &snapshot, "root@pam");
+                (begun.is_ok(), world.collect().0.is_err())
             });
         };
         let now = world.now();
         let collection = Collection { now, upid: None, say: &mut say, is_over: &|| false };
         world.store.collect_garbage(collection).unwrap();
-        assert!(matches!(tried, Some(Some(StoreError::Locked { .. }))));
-        world.store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap();
+        assert_eq!(tried, Some((true, true)));
+    }
+
+    #[test]
+    fn who_uses_a_chunk_holds_up_who_sweeps() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1]);
+        let dir = world.path(1).parent().unwrap().to_owned();
+        let used = SweepLock::shared(&dir).unwrap();
+        let (done, sweeping) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _sweep = SweepLock::exclusive(&dir);
+            done.send(()).unwrap();
+        });
+        assert!(sweeping.recv_timeout(Duration::from_millis(100)).is_err());
+        drop(used);
+        sweeping.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 }

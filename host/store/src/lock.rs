@@ -2,14 +2,16 @@
 //!
 //! | what | how | who |
 //! |---|---|---|
-//! | `.lock` | fcntl record lock, whole file | shared: writers of indexes; exclusive: garbage collection |
+//! | `.lock` | fcntl record lock, whole file; ours: see [`CollectorLock`] | shared: writers of indexes; exclusive: garbage collection |
 //! | group directory | flock, exclusive | backup, deletion |
 //! | snapshot directory | flock, shared | readers, backups that build on it |
 //! | snapshot directory | flock, exclusive | forget, prune, protection, notes |
+//! | directory of chunks | flock, waiting; only ours | shared: who touches or inserts one; exclusive: who sweeps it |
 
 use crate::{Result, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -47,7 +49,36 @@ impl DirLock {
     }
 }
 
-/// A writer's share of `.lock`, held until dropped.
+/// A hold on a directory of chunks: what is touched under it is not swept away meanwhile.
+pub(crate) struct SweepLock {
+    _directory: OwnedFd,
+}
+
+impl SweepLock {
+    /// For who uses a chunk; none where there is no such directory.
+    pub(crate) fn shared(path: &Path) -> Option<Self> {
+        Self::take(path, FlockOperation::LockShared)
+    }
+
+    /// For who removes chunks.
+    pub(crate) fn exclusive(path: &Path) -> Option<Self> {
+        Self::take(path, FlockOperation::LockExclusive)
+    }
+
+    fn take(path: &Path, operation: FlockOperation) -> Option<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = open(path, flags, Mode::empty()).ok()?;
+        loop {
+            match flock(&directory, operation) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return None,
+                Ok(()) => return Some(Self { _directory: directory }),
+            }
+        }
+    }
+}
+
+/// A writer's share of `.lock`, held until dropped: its first byte.
 ///
 /// The reference takes record locks of its process (F_SETLK), which vanish when any descriptor of
 /// the file is closed: a backup of the directory that holds the repository would lose it. Ours is
@@ -59,29 +90,36 @@ pub(crate) struct WriterLock {
 impl WriterLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
         let why = "another process is collecting garbage; try again when it is done";
-        Ok(Self { _file: lock_store(path, libc::F_RDLCK, why)? })
+        Ok(Self { _file: lock_store(path, libc::F_RDLCK, 0..1, why)? })
     }
 }
 
-/// All of `.lock`, held until dropped: nobody writes meanwhile.
+/// All of `.lock` but its first byte, held until dropped: no other collection runs, and no writer
+/// of the reference, which locks the whole file. Ours may go on: a collection knows since when they
+/// run (`crashed.rs`) and spares what they have touched.
 pub(crate) struct CollectorLock {
     _file: File,
 }
 
 impl CollectorLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
-        let why = "a backup or another garbage collection is running; try again when it is done";
-        Ok(Self { _file: lock_store(path, libc::F_WRLCK, why)? })
+        let why = "another garbage collection, or a backup of another program, is running; try again when it is done";
+        Ok(Self { _file: lock_store(path, libc::F_WRLCK, 1..0, why)? })
     }
 }
 
-/// Opens a store's lock file and locks it.
-fn lock_store(path: &Path, kind: libc::c_int, why: &'static str) -> Result<File> {
+/// Opens a store's lock file and locks these bytes of it.
+fn lock_store(
+    path: &Path,
+    kind: libc::c_int,
+    bytes: Range<i64>,
+    why: &'static str,
+) -> Result<File> {
     let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
     let mut options = std::fs::OpenOptions::new();
     let file =
         options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-    match record_lock(&file, kind) {
+    match record_lock(&file, kind, bytes) {
         Ok(()) => Ok(file),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(StoreError::Locked {
             what: format!("datastore '{}'", path.parent().unwrap_or(path).display()),
@@ -91,14 +129,14 @@ fn lock_store(path: &Path, kind: libc::c_int, why: &'static str) -> Result<File>
     }
 }
 
-/// Locks the whole file, without waiting.
+/// Locks bytes of a file, without waiting; a range that ends at 0 has no end.
 #[allow(unsafe_code, reason = "rustix has no words for open file description locks")]
-fn record_lock(file: &File, kind: libc::c_int) -> std::io::Result<()> {
+fn record_lock(file: &File, kind: libc::c_int, bytes: Range<i64>) -> std::io::Result<()> {
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
+        l_start: bytes.start,
+        l_len: (bytes.end - bytes.start).max(0),
         l_pid: 0,
     };
     // SAFETY: the descriptor is open, and F_OFD_SETLK reads one struct flock.
@@ -113,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writers_share_and_a_collector_waits_for_them() {
+    fn writers_share_and_a_foreign_collector_waits_for_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".lock");
         let first = WriterLock::acquire(&path).unwrap();
@@ -123,9 +161,28 @@ mod tests {
         drop(File::open(&path).unwrap());
         let mut options = std::fs::OpenOptions::new();
         let collector = options.read(true).write(true).open(&path).unwrap();
-        assert!(record_lock(&collector, libc::F_WRLCK).is_err());
+        assert!(record_lock(&collector, libc::F_WRLCK, WHOLE).is_err());
         drop(second);
-        record_lock(&collector, libc::F_WRLCK).unwrap();
+        record_lock(&collector, libc::F_WRLCK, WHOLE).unwrap();
         assert!(matches!(WriterLock::acquire(&path), Err(StoreError::Locked { .. })));
+    }
+
+    const WHOLE: Range<i64> = 0..0;
+
+    #[test]
+    fn our_collector_waits_for_foreign_writers_and_other_collectors_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        let writer = WriterLock::acquire(&path).unwrap();
+        let collector = CollectorLock::acquire(&path).unwrap();
+        WriterLock::acquire(&path).unwrap();
+        assert!(matches!(CollectorLock::acquire(&path), Err(StoreError::Locked { .. })));
+        let mut options = std::fs::OpenOptions::new();
+        let foreign = options.read(true).write(true).open(&path).unwrap();
+        assert!(record_lock(&foreign, libc::F_RDLCK, WHOLE).is_err());
+        drop(collector);
+        record_lock(&foreign, libc::F_RDLCK, WHOLE).unwrap();
+        assert!(matches!(CollectorLock::acquire(&path), Err(StoreError::Locked { .. })));
+        drop(writer);
     }
 }
