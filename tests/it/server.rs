@@ -582,3 +582,243 @@ fn the_example_of_a_configuration_is_read() {
         assert!(text.contains(&format!("\n{key} = ")), "{key}");
     }
 }
+
+/// One recorded call of the API, but logins and upgrades: request and answer.
+struct Recorded {
+    method: String,
+    target: String,
+    body: Option<serde_json::Value>,
+    status: u16,
+    answer: String,
+}
+
+fn recorded_calls(name: &str) -> Option<Vec<Recorded>> {
+    let path = shared()?.join("http").join(format!("{name}.jsonl"));
+    let text = fs::read_to_string(path).unwrap();
+    let mut calls: Vec<Recorded> = Vec::new();
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let (asks, words) = (line["dir"] == "C>S", line["line"].as_str().unwrap_or_default());
+        let mut words = words.split(' ');
+        let body = line["body"].as_str();
+        match (asks, line["proto"] == "h1", calls.last_mut()) {
+            (true, true, _) => calls.push(Recorded {
+                method: words.next().unwrap().into(),
+                target: words.next().unwrap().into(),
+                body: None,
+                status: 0,
+                answer: String::new(),
+            }),
+            (false, true, Some(call)) => {
+                call.status = words.nth(1).unwrap().parse().unwrap();
+            }
+            (true, false, Some(call)) if line["stream"].is_null() => {
+                call.body = body.map(|body| serde_json::from_str(body).unwrap_or_default());
+            }
+            (false, false, Some(call)) if line["stream"].is_null() => {
+                call.answer += body.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    calls.retain(|call| !call.target.contains("access/ticket") && call.status != 101);
+    Some(calls)
+}
+
+/// Only some items have these.
+const SOMETIMES: [&str; 7] =
+    ["comment", "verification", "fingerprint", "size", "crypt-mode", "endtime", "status"];
+
+/// Whether two answers have the same keys and types all the way down; lists by their first items.
+fn same_shape(ours: &serde_json::Value, recorded: &serde_json::Value, at: &str) {
+    use serde_json::Value;
+    match (ours, recorded) {
+        (Value::Object(ours), Value::Object(recorded)) => {
+            for key in ours.keys().chain(recorded.keys()) {
+                let both = ours.get(key).zip(recorded.get(key));
+                match both {
+                    Some((ours, recorded)) => same_shape(ours, recorded, &format!("{at}.{key}")),
+                    None => {
+                        assert!(SOMETIMES.contains(&key.as_str()), "{at}.{key} has one side only")
+                    }
+                }
+            }
+        }
+        (Value::Array(ours), Value::Array(recorded)) => {
+            if let Some((ours, recorded)) = ours.first().zip(recorded.first()) {
+                same_shape(ours, recorded, &format!("{at}[]"));
+            }
+        }
+        (Value::Null, Value::Null)
+        | (Value::Bool(_), Value::Bool(_))
+        | (Value::Number(_), Value::Number(_))
+        | (Value::String(_), Value::String(_)) => {}
+        _ => panic!("{at}: {ours} is not like {recorded}"),
+    }
+}
+
+impl Served {
+    /// A client that sends what it is told.
+    fn raw_client(&self) -> keepwell_transport::Client {
+        use keepwell_transport::{Client, ClientOptions, Secret, Trust};
+        let client = Client::new(ClientOptions {
+            host: "127.0.0.1".into(),
+            port: self.port,
+            user: USER.parse().unwrap(),
+            trust: Trust {
+                expected: Some(self.fingerprint.parse().unwrap()),
+                known: None,
+                confirm: Box::new(|_, _| false),
+            },
+            proxy: None,
+            limit: None,
+            cache: None,
+            now: || 0,
+        });
+        let client = client.unwrap();
+        client.login(Secret::Password(PASSWORD.to_owned().into())).unwrap();
+        client
+    }
+}
+
+fn replay(
+    client: &keepwell_transport::Client,
+    call: &Recorded,
+) -> Result<serde_json::Value, (u16, String)> {
+    use keepwell_transport::{Error, Query, query};
+    let (path, text) = call.target.split_once('?').unwrap_or((&call.target, ""));
+    let mut parameters = Query::new();
+    for (name, value) in query::decode(text).unwrap() {
+        parameters = parameters.with(&name, value);
+    }
+    for (name, value) in call.body.iter().filter_map(|body| body.as_object()).flatten() {
+        parameters = parameters.with(name, value.clone());
+    }
+    let data = |value| serde_json::json!({ "data": value });
+    let outcome = match call.method.as_str() {
+        "GET" => client.get_whole(path, &parameters),
+        "POST" => client.post(path, &parameters).map(data),
+        "PUT" => client.put(path, &parameters).map(data),
+        _ => client.delete(path, &parameters).map(data),
+    };
+    outcome.map_err(|error| match error {
+        Error::Status { status, message } => (status, message),
+        other => panic!("{}: {other}", call.target),
+    })
+}
+
+#[test]
+fn recorded_calls_get_the_recorded_answers() {
+    let served = Served::new();
+    tree(&served.world);
+    // What was there when the calls were recorded.
+    served.ok("namespace create a");
+    served.ok("namespace create a/b");
+    for (time, line) in [
+        (1_700_001_000, "files.pxar:tree --backup-id cap"),
+        (1_700_001_010, "files.pxar:tree --backup-id cap"),
+        (1_700_001_060, "l.pxar:tree --backup-id captok"),
+    ] {
+        served.ok(&format!("backup {line} --backup-time {time}"));
+    }
+    let client = served.raw_client();
+    let names = [
+        "list-fresh",
+        "snapshot-list",
+        "snapshot-files",
+        "status",
+        "version",
+        "ns-list",
+        "ns-create",
+        "ns-delete",
+        "notes-update",
+        "notes-show",
+        "protected-update",
+        "protected-show",
+        "forget-protected",
+        "task-list",
+        "prune-dry",
+        "prune",
+        "forget",
+    ];
+    for name in names {
+        let Some(calls) = recorded_calls(name) else { return };
+        assert!(!calls.is_empty(), "{name}");
+        for call in calls {
+            let what = format!("{name}: {} {}", call.method, call.target);
+            if call.target.contains("api2/json/backup") {
+                continue;
+            }
+            match replay(&client, &call) {
+                Ok(ours) => {
+                    assert_eq!(call.status, 200, "{what}: {}", call.answer);
+                    if let Ok(recorded) = serde_json::from_str(&call.answer) {
+                        same_shape(&ours, &recorded, &what);
+                    }
+                }
+                Err((status, message)) => {
+                    assert_eq!(
+                        (status, message.as_str()),
+                        (call.status, call.answer.as_str()),
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn jobs_run_when_they_are_due() {
+    let served = Served::new();
+    tree(&served.world);
+    for time in 1_700_000_000..1_700_000_003 {
+        served.ok(&format!("backup a.conf:app.conf --backup-id me --backup-time {time}"));
+    }
+    let admin = |arguments: &[&str]| {
+        let arguments = arguments.iter().chain(&["--config", "srv/server.toml"]);
+        let run = served.world.run(arguments);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+    };
+    // Every second, as far as the server looks.
+    let often = "*:*:*";
+    admin(&[
+        "admin",
+        "datastore",
+        "update",
+        "store1",
+        "--gc-schedule",
+        often,
+        "--prune-schedule",
+        often,
+        "--verify-schedule",
+        often,
+        "--keep-last",
+        "1",
+    ]);
+    served.wait("the jobs", || {
+        let listed = served.ok("snapshot list --output-format json").json();
+        let archive =
+            fs::read_to_string(served.world.path("srv/tasks/archive")).unwrap_or_default();
+        let done = ["garbage_collection", "prunejob", "verificationjob"];
+        listed.as_array().unwrap().len() == 1
+            && !listed[0]["verification"].is_null()
+            && done.iter().all(|kind| archive.contains(&format!(":{kind}:")))
+    });
+    admin(&[
+        "admin",
+        "datastore",
+        "update",
+        "store1",
+        "--gc-schedule",
+        "",
+        "--prune-schedule",
+        "",
+        "--verify-schedule",
+        "",
+    ]);
+    served
+        .world
+        .fails("admin datastore update store1 --gc-schedule often --config srv/server.toml")
+        .says("'often' is no calendar event");
+}

@@ -1,7 +1,7 @@
 //! The REST API: endpoints, their parameters and rights, and what they answer.
 //! Spec: protocol.md §3, §7.
 
-mod admin;
+pub(crate) mod admin;
 mod node;
 
 use crate::access::{Privileges, owns};

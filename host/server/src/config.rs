@@ -3,6 +3,7 @@
 use crate::error::{Result, ServerError};
 use crate::files;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,26 @@ pub struct Datastore {
     pub comment: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
+    #[serde(default)]
+    pub jobs: Jobs,
+}
+
+/// What is done by itself, and when: calendar events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Jobs {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gc_schedule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune_schedule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_schedule: Option<String>,
+    /// days after which what was verified is verified again
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_outdated_after: Option<i64>,
+    /// rules of the scheduled prune, such as `keep-daily`
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keep: BTreeMap<String, u64>,
 }
 
 /// `datastores.toml`.

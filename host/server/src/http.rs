@@ -2,6 +2,7 @@
 
 use crate::api::{self, Caller, Context, SnapshotPath};
 use crate::error::{ApiError, ApiResult, Result, ServerError};
+use crate::jobs::{self, Scheduler};
 use crate::params::{Given, Params};
 use crate::server::Server;
 use crate::session::{self, Body, Reply};
@@ -65,7 +66,23 @@ pub(crate) async fn serve(
     for listener in listeners {
         accepting.spawn(accept(server.clone(), listener, acceptor.clone(), room.clone()));
     }
+    let mut scheduler = Scheduler::new(server.clone())?;
+    let jobs = tokio::spawn(async move {
+        loop {
+            // What is due takes files to find out.
+            let ticked = tokio::task::spawn_blocking(move || {
+                scheduler.tick();
+                scheduler
+            });
+            scheduler = match ticked.await {
+                Ok(scheduler) => scheduler,
+                Err(_) => return tracing::error!("the scheduler of jobs has failed"),
+            };
+            sleep(jobs::PERIOD).await;
+        }
+    });
     stop.await;
+    jobs.abort();
     accepting.shutdown().await;
     let grace = Duration::from_secs(server.config.shutdown_grace_seconds);
     let began = Instant::now();

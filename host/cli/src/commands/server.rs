@@ -13,7 +13,8 @@ use keepwell_engine::plugin::{Document, Layout};
 use keepwell_model::AuthId;
 use keepwell_model::names::is_datastore_name;
 use keepwell_server::access::{Access, Grant, Token, User, check_grant, hash_password, hash_token};
-use keepwell_server::config::{Datastore, Datastores, Maintenance, MaintenanceKind};
+use keepwell_server::calendar::CalendarEvent;
+use keepwell_server::config::{Datastore, Datastores, Jobs, Maintenance, MaintenanceKind};
 use keepwell_server::{Config, Environment, Identity, Server, certificate_fingerprint};
 use keepwell_store::DirStore;
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Whose behaviour clients may expect.
 const PROTOCOL_VERSION: &str = "3.2.4";
 const PASSWORD_BYTES_MIN: usize = 5;
+const KEEPS: [&str; 6] =
+    ["keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly"];
 
 fn config_option() -> Arg {
     option("config", "FILE", "The server's configuration (server.toml)")
@@ -105,8 +108,24 @@ fn comment_option() -> Arg {
 }
 
 fn store_options(command: Command) -> Command {
+    let schedule = |name, help| {
+        option(name, "EVENT", help).value_parser(|text: &str| match text.is_empty() {
+            true => Ok(String::new()),
+            false => text.parse::<CalendarEvent>().map(|_| text.to_owned()),
+        })
+    };
     command
         .arg(comment_option())
+        .arg(schedule("gc-schedule", "When to collect garbage, such as 'daily'; '' is never"))
+        .arg(schedule("prune-schedule", "When to prune all groups by the --keep-… rules"))
+        .arg(schedule("verify-schedule", "When to verify what was not verified yet"))
+        .arg(
+            option("verify-outdated-after", "DAYS", "Verify again what was verified before that")
+                .value_parser(value_parser!(i64).range(0..)),
+        )
+        .args(KEEPS.map(|name| {
+            option(name, "N", "For the scheduled prune; 0 ends it").value_parser(value_parser!(u64))
+        }))
         .arg(option("maintenance", "MODE", "read-only, offline, or none to end it").value_parser([
             "read-only",
             "offline",
@@ -315,7 +334,13 @@ fn init(matches: &ArgMatches) -> Result<()> {
     let path = std::path::absolute(&path)?;
     make_store(&path)?;
     let stores = Datastores {
-        list: vec![Datastore { name: name.to_owned(), path, comment: None, maintenance: None }],
+        list: vec![Datastore {
+            name: name.to_owned(),
+            path,
+            comment: None,
+            maintenance: None,
+            jobs: Jobs::default(),
+        }],
     };
     stores.save(&dir)?;
     let access = Access {
@@ -385,6 +410,26 @@ fn change_store(store: &mut Datastore, matches: &ArgMatches) {
     if let Some(comment) = text(matches, "comment") {
         store.comment = Some(comment).filter(|comment| !comment.is_empty());
     }
+    let jobs = &mut store.jobs;
+    for (name, place) in [
+        ("gc-schedule", &mut jobs.gc_schedule),
+        ("prune-schedule", &mut jobs.prune_schedule),
+        ("verify-schedule", &mut jobs.verify_schedule),
+    ] {
+        if let Some(schedule) = text(matches, name) {
+            *place = Some(schedule).filter(|schedule| !schedule.is_empty());
+        }
+    }
+    if let Some(days) = matches.get_one::<i64>("verify-outdated-after") {
+        jobs.verify_outdated_after = Some(*days);
+    }
+    for name in KEEPS {
+        match matches.get_one::<u64>(name) {
+            Some(0) => drop(jobs.keep.remove(name)),
+            Some(count) => drop(jobs.keep.insert(name.to_owned(), *count)),
+            None => {}
+        }
+    }
     let message = text(matches, "maintenance-message").unwrap_or_default();
     let kind = match text(matches, "maintenance").as_deref() {
         Some("read-only") => MaintenanceKind::ReadOnly,
@@ -418,7 +463,8 @@ fn datastore(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) 
                 bail!("'{}' is datastore '{}' already", path.display(), other.name);
             }
             make_store(&path)?;
-            let mut store = Datastore { name, path, comment: None, maintenance: None };
+            let mut store =
+                Datastore { name, path, comment: None, maintenance: None, jobs: Jobs::default() };
             change_store(&mut store, matches);
             all.list.push(store);
         }

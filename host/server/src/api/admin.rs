@@ -8,7 +8,7 @@ use super::{
 use crate::access::{Privileges, is_token, owns, user_of};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, at_least, is, optional, required};
-use crate::server::acl_path;
+use crate::server::{Server, acl_path};
 use crate::session::Reply;
 use crate::stores::Purpose;
 use crate::tasks::Task;
@@ -19,9 +19,12 @@ use keepwell_engine::prune::{self, PruneItem, Time};
 use keepwell_engine::restore::chain;
 use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
-use keepwell_model::{ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace};
+use keepwell_model::{
+    ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId,
+};
 use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotStore, StoreError};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const SNAPSHOT: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME];
 const GROUP: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID];
@@ -46,7 +49,7 @@ macro_rules! keeps {
     };
 }
 
-const RULES: [&str; 6] =
+pub(crate) const RULES: [&str; 6] =
     ["keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly"];
 
 macro_rules! store {
@@ -543,46 +546,69 @@ fn prune_store(context: &Context) -> ApiResult<Reply> {
     let namespace = namespace(&context.params)?;
     let (all, own) = MODIFY_OR_OWN;
     context.all_or_own(&namespace, all, own)?;
-    let dry_run = context.params.flag("dry-run") == Some(true);
-    let name = context.store_name().to_owned();
-    let (rules, depth, caller) = (rules(context), depth(context), context.caller.id.clone());
-    let store = open(context, Purpose::Write)?;
-    let id = Some(name.clone());
-    let upid =
-        context.server.spawn_task("prune", id, &context.caller.id, move |server, task| {
-            let place = place(&namespace);
-            let down =
-                if depth == 0 { "non-recursive".into() } else { format!("down to depth {depth}") };
-            task.log(&format!("Starting datastore prune on datastore '{name}', {place}, {down}"));
-            match rules.is_empty() {
-                true => task.log("No prune selection - keeping all files."),
-                false => task.log(&format!("retention options: {}", shown(&rules))),
-            }
-            if dry_run {
-                task.log("(dry test run)");
-            }
-            for ns in store.namespaces(&namespace, depth)? {
-                let privileges = server.privileges(&caller, &name, &ns);
-                for info in store.groups(&ns)? {
-                    let may = privileges.has_any(Privileges::MODIFY)
-                        || privileges.has_any(Privileges::PRUNE) && owns(&caller, &info.owner);
-                    if !may || task.cancel().is_cancelled() {
-                        continue;
-                    }
-                    task.log(&format!("Pruning group {ns}:\"{}\"", info.group));
-                    let items = plan(server, &store, &ns, &info.group, rules.clone())?;
-                    match dry_run {
-                        true => items.iter().for_each(|item| {
-                            let mark = if item.keep { "keep" } else { "remove" };
-                            task.log(&format!("would {mark} {}", shown_item(item)));
-                        }),
-                        false => apply(&store, &ns, &items, task),
-                    }
+    let prune = StorePrune {
+        name: context.store_name().to_owned(),
+        namespace,
+        depth: depth(context),
+        rules: rules(context),
+        dry_run: context.params.flag("dry-run") == Some(true),
+    };
+    let upid = start_prune(&context.server, "prune", &context.caller.id, prune)?;
+    Ok(Reply::Data(upid.into()))
+}
+
+/// Which groups of a datastore to prune, and how.
+pub(crate) struct StorePrune {
+    pub(crate) name: String,
+    pub(crate) namespace: Namespace,
+    pub(crate) depth: usize,
+    pub(crate) rules: Vec<OptionValue>,
+    pub(crate) dry_run: bool,
+}
+
+/// Starts to prune all groups that somebody may; returns the task.
+pub(crate) fn start_prune(
+    server: &Arc<Server>,
+    kind: &str,
+    user: &AuthId,
+    prune: StorePrune,
+) -> ApiResult<String> {
+    let store = server.store(&prune.name, Purpose::Write)?;
+    let (caller, id) = (user.clone(), Some(prune.name.clone()));
+    server.spawn_task(kind, id, user, move |server, task| {
+        let StorePrune { name, namespace, depth, rules, dry_run } = prune;
+        let place = place(&namespace);
+        let down =
+            if depth == 0 { "non-recursive".into() } else { format!("down to depth {depth}") };
+        task.log(&format!("Starting datastore prune on datastore '{name}', {place}, {down}"));
+        match rules.is_empty() {
+            true => task.log("No prune selection - keeping all files."),
+            false => task.log(&format!("retention options: {}", shown(&rules))),
+        }
+        if dry_run {
+            task.log("(dry test run)");
+        }
+        for ns in store.namespaces(&namespace, depth)? {
+            let privileges = server.privileges(&caller, &name, &ns);
+            for info in store.groups(&ns)? {
+                let may = privileges.has_any(Privileges::MODIFY)
+                    || privileges.has_any(Privileges::PRUNE) && owns(&caller, &info.owner);
+                if !may || task.cancel().is_cancelled() {
+                    continue;
+                }
+                task.log(&format!("Pruning group {ns}:\"{}\"", info.group));
+                let items = plan(server, &store, &ns, &info.group, rules.clone())?;
+                match dry_run {
+                    true => items.iter().for_each(|item| {
+                        let mark = if item.keep { "keep" } else { "remove" };
+                        task.log(&format!("would {mark} {}", shown_item(item)));
+                    }),
+                    false => apply(&store, &ns, &items, task),
                 }
             }
-            Ok(())
-        })?;
-    Ok(Reply::Data(upid.into()))
+        }
+        Ok(())
+    })
 }
 
 fn gc_status(context: &Context) -> ApiResult<Reply> {
@@ -595,10 +621,15 @@ fn gc_status(context: &Context) -> ApiResult<Reply> {
 
 fn collect_garbage(context: &Context) -> ApiResult<Reply> {
     context.require(&Namespace::default(), Privileges::MODIFY)?;
-    let store = open(context, Purpose::Write)?;
-    let name = context.store_name().to_owned();
-    let (kind, id) = ("garbage_collection", Some(name.clone()));
-    let upid = context.server.spawn_task(kind, id, &context.caller.id, move |server, task| {
+    let upid = start_garbage(&context.server, context.store_name(), &context.caller.id)?;
+    Ok(Reply::Data(upid.into()))
+}
+
+/// Starts a collection of garbage; returns the task.
+pub(crate) fn start_garbage(server: &Arc<Server>, name: &str, user: &AuthId) -> ApiResult<String> {
+    let store = server.store(name, Purpose::Write)?;
+    let (name, id) = (name.to_owned(), Some(name.to_owned()));
+    server.spawn_task("garbage_collection", id, user, move |server, task| {
         task.log(&format!("starting garbage collection on store {name}"));
         let cancel = task.cancel();
         let collection = Collection {
@@ -609,8 +640,7 @@ fn collect_garbage(context: &Context) -> ApiResult<Reply> {
         };
         store.collect_garbage(collection)?;
         Ok(())
-    })?;
-    Ok(Reply::Data(upid.into()))
+    })
 }
 
 fn verify(context: &Context) -> ApiResult<Reply> {
@@ -631,7 +661,43 @@ fn verify(context: &Context) -> ApiResult<Reply> {
     if let Some(group) = group.as_ref().filter(|_| !all) {
         context.require_owner(&namespace, group, &store)?;
     }
-    let (worker, id) = match (&one, &group) {
+    let verify = StoreVerify {
+        name,
+        namespace,
+        depth: depth(context),
+        group,
+        snapshot: one,
+        owner: (!all).then(|| context.caller.id.clone()),
+        ignore_verified: params.flag("ignore-verified") != Some(false),
+        outdated_after: params.integer("outdated-after"),
+    };
+    let upid = start_verify(&context.server, None, &context.caller.id, verify)?;
+    Ok(Reply::Data(upid.into()))
+}
+
+/// What of a datastore to verify.
+pub(crate) struct StoreVerify {
+    pub(crate) name: String,
+    pub(crate) namespace: Namespace,
+    pub(crate) depth: usize,
+    pub(crate) group: Option<GroupId>,
+    pub(crate) snapshot: Option<SnapshotId>,
+    /// only groups of this one
+    pub(crate) owner: Option<AuthId>,
+    pub(crate) ignore_verified: bool,
+    pub(crate) outdated_after: Option<i64>,
+}
+
+/// Starts a verification; returns the task.
+pub(crate) fn start_verify(
+    server: &Arc<Server>,
+    kind: Option<&str>,
+    user: &AuthId,
+    verify: StoreVerify,
+) -> ApiResult<String> {
+    let StoreVerify { name, namespace, depth, group, snapshot, owner, .. } = verify;
+    let store = server.store(&name, Purpose::Write)?;
+    let (worker, id) = match (&snapshot, &group) {
         (Some(one), _) => {
             let time = one.time.unix();
             ("verify_snapshot", format!("{name}:{}/{time:08X}", one.group))
@@ -639,43 +705,41 @@ fn verify(context: &Context) -> ApiResult<Reply> {
         (None, Some(group)) => ("verify_group", format!("{name}:{group}")),
         (None, None) => ("verify", name.clone()),
     };
-    let (depth, caller) = (depth(context), context.caller.id.clone());
     let skip = SkipVerified {
-        now: context.server.now(),
-        none: params.flag("ignore-verified") == Some(false),
-        outdated_after: params.integer("outdated-after"),
+        now: server.now(),
+        none: !verify.ignore_verified,
+        outdated_after: verify.outdated_after,
     };
-    let upid =
-        context.server.spawn_task(worker, Some(id), &context.caller.id, move |_, task| {
-            let mut verification = Verification {
-                store: &store,
-                label: name,
-                upid: task.upid.clone(),
-                skip,
-                cancel: task.cancel(),
-                say: &mut |line| task.log(line),
-                key: None,
-                seen: Seen::default(),
-            };
-            let failed = match (&one, &group) {
-                (Some(one), _) => match verification.snapshot(&namespace, one)? {
-                    true => Vec::new(),
-                    false => vec![one.to_string()],
-                },
-                (None, Some(group)) => verification.group(&namespace, group)?,
-                (None, None) => {
-                    let namespaces = store.namespaces(&namespace, depth)?;
-                    verification.namespaces(&namespaces, &|owner| all || owns(&caller, owner))?
-                }
-            };
-            if failed.is_empty() {
-                return Ok(());
+    server.spawn_task(kind.unwrap_or(worker), Some(id), user, move |_, task| {
+        let mut verification = Verification {
+            store: &store,
+            label: name,
+            upid: task.upid.clone(),
+            skip,
+            cancel: task.cancel(),
+            say: &mut |line| task.log(line),
+            key: None,
+            seen: Seen::default(),
+        };
+        let failed = match (&snapshot, &group) {
+            (Some(one), _) => match verification.snapshot(&namespace, one)? {
+                true => Vec::new(),
+                false => vec![one.to_string()],
+            },
+            (None, Some(group)) => verification.group(&namespace, group)?,
+            (None, None) => {
+                let namespaces = store.namespaces(&namespace, depth)?;
+                let wants = |of: &str| owner.as_ref().is_none_or(|owner| owns(owner, of));
+                verification.namespaces(&namespaces, &wants)?
             }
-            task.log("Failed to verify the following snapshots/groups:");
-            failed.iter().for_each(|name| task.log(&format!("\t{name}")));
-            Err(ApiError::bad("verification failed - please check the log for details"))
-        })?;
-    Ok(Reply::Data(upid.into()))
+        };
+        if failed.is_empty() {
+            return Ok(());
+        }
+        task.log("Failed to verify the following snapshots/groups:");
+        failed.iter().for_each(|name| task.log(&format!("\t{name}")));
+        Err(ApiError::bad("verification failed - please check the log for details"))
+    })
 }
 
 fn active(context: &Context) -> ApiResult<Reply> {
