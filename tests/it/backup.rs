@@ -379,6 +379,21 @@ fn namespaces_take_backups_once_they_exist() {
 }
 
 #[test]
+fn a_quiet_log_is_quiet() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    let run = |level: &str, id: &str| {
+        let mut command = world.command();
+        command.env("PBS_LOG", level).args(["backup", "root.pxar:tree", "--backup-id", id]);
+        let output = command.output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(run("error", "a"), "");
+    assert!(run("info", "b").contains("Starting backup"));
+}
+
+#[test]
 fn the_repository_is_not_backed_up_into_itself() {
     let world = World::new();
     world.write("deep/file", b"x");

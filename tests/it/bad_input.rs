@@ -318,3 +318,10 @@ fn what_only_servers_have_says_so() {
     world.write("bad.toml", "no-such-key = 1");
     world.fails("serve --config bad.toml").says("no-such-key");
 }
+
+#[test]
+fn a_wrong_value_shows_the_usage_of_its_command() {
+    let world = World::new();
+    world.fails("backup a.pxar:tree --backup-type disk").says("Usage: keepwell backup [OPTIONS]");
+    world.fails("snap prot upd host/a x").says("Usage: keepwell snapshot protected update");
+}

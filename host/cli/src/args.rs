@@ -206,6 +206,9 @@ pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<Ar
     let mut flags = Vec::new();
     flag_names(&command, &mut flags);
     let arguments = join_flags(arguments, &|name| flags.iter().any(|flag| flag == name));
+    let arguments = complete_command(&command, arguments);
+    let words: Vec<String> =
+        arguments.iter().skip(1).filter_map(|word| word.to_str().map(str::to_owned)).collect();
     let error = match command.try_get_matches_from_mut(arguments) {
         Ok(matches) => return Ok(matches),
         Err(error) => error,
@@ -222,9 +225,35 @@ pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<Ar
     let usage = if rest.iter().any(|line| line.starts_with("Usage:")) {
         rest.join("\n")
     } else {
-        format!("{}\n{}", command.render_usage(), rest.join("\n")).trim_end().to_owned()
+        format!("{}\n{}", usage_of(command, &words), rest.join("\n")).trim_end().to_owned()
     };
     bail!(UsageError { message, usage })
+}
+
+/// Writes an abbreviated command out where only one that help shows begins so.
+fn complete_command(command: &Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let Some(word) = arguments.get(1).and_then(|word| word.to_str()) else { return arguments };
+    let fits = |sub: &&Command| !sub.is_hide_set() && sub.get_name().starts_with(word);
+    let found: Vec<&str> = command.get_subcommands().filter(fits).map(Command::get_name).collect();
+    if let [only] = found[..]
+        && command.find_subcommand(word).is_none()
+    {
+        arguments[1] = only.into();
+    }
+    arguments
+}
+
+/// How the command that these words begin with is used.
+fn usage_of(mut command: Command, words: &[String]) -> String {
+    let mut name = command.get_name().to_owned();
+    for word in words {
+        let fits = |sub: &&Command| sub.get_name().starts_with(word.as_str());
+        let found = command.find_subcommand(word).or_else(|| command.get_subcommands().find(fits));
+        let Some(sub) = found.cloned() else { break };
+        name = format!("{name} {}", sub.get_name());
+        command = sub;
+    }
+    command.bin_name(name).render_usage().to_string()
 }
 
 /// A whole number option.

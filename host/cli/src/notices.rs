@@ -11,8 +11,12 @@ pub(crate) fn print_in_background(notices: Receiver<Notice>, shower: Shower) -> 
         for notice in notices {
             match notice {
                 Notice::Debug(text) => tracing::debug!("{text}"),
-                Notice::Info(text) | Notice::Warning(text) => shower.line(&text),
-                Notice::Skipped(skipped) => shower.line(&describe(&skipped)),
+                Notice::Info(text) => shower.line(&text),
+                Notice::Warning(text) => shower.warn(&text),
+                Notice::Skipped(skipped) if skipped.reason.is_intended() => {
+                    shower.line(&describe(&skipped));
+                }
+                Notice::Skipped(skipped) => shower.warn(&describe(&skipped)),
             }
         }
     })

@@ -50,8 +50,21 @@ impl Shower {
         Self { bar: None, turn: Arc::default() }
     }
 
-    /// A line above the bar.
+    /// A line above the bar, unless the log filter wants less.
     pub(crate) fn line(&self, text: &str) {
+        if tracing::enabled!(tracing::Level::INFO) {
+            self.print(text);
+        }
+    }
+
+    /// A line of warning above the bar.
+    pub(crate) fn warn(&self, text: &str) {
+        if tracing::enabled!(tracing::Level::WARN) {
+            self.print(text);
+        }
+    }
+
+    fn print(&self, text: &str) {
         let print = || {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = writeln!(std::io::stderr(), "{text}");

@@ -7,7 +7,7 @@ use crate::access::{Privileges, owns};
 use crate::api::{self, Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, Params, at_least, is, optional, required};
-use crate::server::{Server, acl_path};
+use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
 use crate::stores::Purpose;
 use crate::tasks::Task;
@@ -154,6 +154,7 @@ const ENDPOINTS: &[Endpoint<Backup>] = &[
 
 pub(crate) struct Prepared {
     backup: Backup,
+    guard: TaskGuard,
 }
 
 const BENCHMARK: &str = "host/benchmark";
@@ -205,18 +206,20 @@ pub(crate) fn prepare(
         None => None,
     };
     let kind = if benchmark { "benchmark" } else { "backup" };
-    let task = server.start_task(kind, Some(format!("{name}:{group}")), &caller.id)?;
+    let guard = server.start_session(kind, format!("{name}:{group}"), &caller.id)?;
+    let task = guard.task.clone();
     let place = if namespace.is_root() { String::new() } else { format!("[{namespace}]:") };
     task.log(&format!("starting new {kind} on datastore '{name}': \"{place}{snapshot}\""));
     let (state, is_benchmark) = (Mutex::default(), benchmark);
     let snapshot = snapshot.clone();
     let backup = Backup { store_session: begun, previous, state, task, snapshot, is_benchmark };
-    Ok(Prepared { backup })
+    Ok(Prepared { backup, guard })
 }
 
 /// Serves the session once the connection has been upgraded.
-pub(crate) async fn run(server: Arc<Server>, prepared: Prepared, upgrade: OnUpgrade) {
-    let backup = Arc::new(prepared.backup);
+pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
+    let Prepared { backup, guard } = prepared;
+    let backup = Arc::new(backup);
     let task = backup.task.clone();
     let outcome = match upgrade.await {
         Ok(upgraded) => session::serve(upgraded, backup.clone(), ENDPOINTS, &task).await,
@@ -226,7 +229,7 @@ pub(crate) async fn run(server: Arc<Server>, prepared: Prepared, upgrade: OnUpgr
     let ended = tokio::task::spawn_blocking(move || {
         let outcome = backup.conclude(outcome);
         drop(backup);
-        server.tasks.end(&task, &outcome, server.now());
+        guard.end(&outcome);
     });
     let _ = ended.await;
 }

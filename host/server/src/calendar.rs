@@ -293,7 +293,7 @@ mod tests {
             // Minute after minute.
             let fits = |time: i64| {
                 let time = DateTime::from_timestamp(time, 0).unwrap();
-                time.day() == day && time.hour() == hours && time.minute() % step == 0
+                time.day() == day && time.hour() == hours && time.minute().is_multiple_of(step)
             };
             let mut search = after - after.rem_euclid(60) + 60;
             while !fits(search) {

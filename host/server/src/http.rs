@@ -382,15 +382,14 @@ async fn upgrade(
     }
     let on_upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let on_upgrade = on_upgrade.ok_or_else(|| ApiError::bad("the connection can't be upgraded"))?;
-    let prepare_server = server.clone();
     let prepared = tokio::task::spawn_blocking(move || match kind {
-        Kind::Backup => backup::prepare(&prepare_server, &caller, &path, benchmark)
+        Kind::Backup => backup::prepare(&server, &caller, &path, benchmark)
             .map(|prepared| Prepared::Backup(Box::new(prepared))),
-        Kind::Reader => reader::prepare(&prepare_server, &caller, &path).map(Prepared::Reader),
+        Kind::Reader => reader::prepare(&server, &caller, &path).map(Prepared::Reader),
     });
     match prepared.await.map_err(|_| ApiError::internal())?? {
-        Prepared::Backup(prepared) => tokio::spawn(backup::run(server, *prepared, on_upgrade)),
-        Prepared::Reader(prepared) => tokio::spawn(reader::run(server, prepared, on_upgrade)),
+        Prepared::Backup(prepared) => tokio::spawn(backup::run(*prepared, on_upgrade)),
+        Prepared::Reader(prepared) => tokio::spawn(reader::run(prepared, on_upgrade)),
     };
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

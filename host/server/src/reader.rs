@@ -4,7 +4,7 @@ use crate::access::Privileges;
 use crate::api::{self, Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Params, is, required};
-use crate::server::{Server, acl_path};
+use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
 use crate::stores::Purpose;
 use crate::tasks::Task;
@@ -71,19 +71,20 @@ pub(crate) fn prepare(
     }
     let reader = store.open(namespace, snapshot)?;
     let id = format!("{name}:{}/{:08X}", snapshot.group, snapshot.time.unix());
-    let task = server.start_task("reader", Some(id), &caller.id)?;
-    task.log(&format!("starting new backup reader datastore '{name}': {snapshot}"));
-    Ok(Prepared { reader, task })
+    let guard = server.start_session("reader", id, &caller.id)?;
+    guard.task.log(&format!("starting new backup reader datastore '{name}': {snapshot}"));
+    Ok(Prepared { reader, guard })
 }
 
 pub(crate) struct Prepared {
     reader: Arc<dyn SnapshotReader>,
-    task: Arc<Task>,
+    guard: TaskGuard,
 }
 
 /// Serves the session once the connection has been upgraded.
-pub(crate) async fn run(server: Arc<Server>, prepared: Prepared, upgrade: OnUpgrade) {
-    let Prepared { reader, task } = prepared;
+pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
+    let Prepared { reader, guard } = prepared;
+    let task = guard.task.clone();
     let outcome = match upgrade.await {
         Ok(upgraded) => {
             let session =
@@ -101,7 +102,7 @@ pub(crate) async fn run(server: Arc<Server>, prepared: Prepared, upgrade: OnUpgr
         false => Err(problem),
     });
     task.log("reader finished successfully");
-    server.tasks.end(&task, &outcome, server.now());
+    guard.end(&outcome);
 }
 
 impl Reading {

@@ -149,6 +149,17 @@ impl Server {
         Ok(self.tasks.start(kind, id, user, self.now())?)
     }
 
+    /// Starts the task of a session.
+    pub(crate) fn start_session(
+        self: &Arc<Self>,
+        kind: &str,
+        id: String,
+        user: &AuthId,
+    ) -> ApiResult<TaskGuard> {
+        let task = self.start_task(kind, Some(id), user)?;
+        Ok(TaskGuard { server: self.clone(), task, ended: false })
+    }
+
     /// Runs work on a thread of its own as a task; returns the task's name.
     pub(crate) fn spawn_task(
         self: &Arc<Self>,
@@ -170,6 +181,30 @@ impl Server {
         });
         spawned.map_err(|error| ApiError::bad(format!("unable to start a thread: {error}")))?;
         Ok(upid)
+    }
+}
+
+/// A task that ends when this is dropped, however that comes about: its client may be gone before
+/// the session has begun.
+pub(crate) struct TaskGuard {
+    server: Arc<Server>,
+    pub(crate) task: Arc<Task>,
+    ended: bool,
+}
+
+impl TaskGuard {
+    pub(crate) fn end(mut self, outcome: &Result<(), String>) {
+        self.ended = true;
+        self.server.tasks.end(&self.task, outcome, self.server.now());
+    }
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        if !self.ended {
+            let outcome = Err("the connection was lost before the session began".to_owned());
+            self.server.tasks.end(&self.task, &outcome, self.server.now());
+        }
     }
 }
 

@@ -11,7 +11,6 @@
 use crate::{Result, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -90,7 +89,7 @@ pub(crate) struct WriterLock {
 impl WriterLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
         let why = "another process is collecting garbage; try again when it is done";
-        Ok(Self { _file: lock_store(path, libc::F_RDLCK, 0..1, why)? })
+        Ok(Self { _file: lock_store(path, libc::F_RDLCK, FIRST, why)? })
     }
 }
 
@@ -104,17 +103,22 @@ pub(crate) struct CollectorLock {
 impl CollectorLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
         let why = "another garbage collection, or a backup of another program, is running; try again when it is done";
-        Ok(Self { _file: lock_store(path, libc::F_WRLCK, 1..0, why)? })
+        Ok(Self { _file: lock_store(path, libc::F_WRLCK, OTHERS, why)? })
     }
 }
 
+/// Bytes of a lock file; a length of 0 has no end.
+#[derive(Clone, Copy)]
+struct Stretch {
+    start: i64,
+    length: i64,
+}
+
+const FIRST: Stretch = Stretch { start: 0, length: 1 };
+const OTHERS: Stretch = Stretch { start: 1, length: 0 };
+
 /// Opens a store's lock file and locks these bytes of it.
-fn lock_store(
-    path: &Path,
-    kind: libc::c_int,
-    bytes: Range<i64>,
-    why: &'static str,
-) -> Result<File> {
+fn lock_store(path: &Path, kind: libc::c_int, bytes: Stretch, why: &'static str) -> Result<File> {
     let io = |source| StoreError::Io { action: "open", path: path.to_owned(), source };
     let mut options = std::fs::OpenOptions::new();
     let file =
@@ -129,14 +133,14 @@ fn lock_store(
     }
 }
 
-/// Locks bytes of a file, without waiting; a range that ends at 0 has no end.
+/// Locks bytes of a file, without waiting.
 #[allow(unsafe_code, reason = "rustix has no words for open file description locks")]
-fn record_lock(file: &File, kind: libc::c_int, bytes: Range<i64>) -> std::io::Result<()> {
+fn record_lock(file: &File, kind: libc::c_int, bytes: Stretch) -> std::io::Result<()> {
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: bytes.start,
-        l_len: (bytes.end - bytes.start).max(0),
+        l_len: bytes.length,
         l_pid: 0,
     };
     // SAFETY: the descriptor is open, and F_OFD_SETLK reads one struct flock.
@@ -167,7 +171,7 @@ mod tests {
         assert!(matches!(WriterLock::acquire(&path), Err(StoreError::Locked { .. })));
     }
 
-    const WHOLE: Range<i64> = 0..0;
+    const WHOLE: Stretch = Stretch { start: 0, length: 0 };
 
     #[test]
     fn our_collector_waits_for_foreign_writers_and_other_collectors_only() {

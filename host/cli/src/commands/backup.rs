@@ -304,7 +304,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let Some((archives, summary)) = outcome.map_err(|error| interrupted(error, &cancel))? else {
         return Ok(());
     };
-    conclude(&plan, &summary);
+    // The bar is gone.
+    conclude(&plan, &summary, &Shower::plain());
     if wanted_format(matches) != "text" {
         print(plugins, matches, &message(summary_json(&plan, &archives, &summary), ""))?;
     }
@@ -423,8 +424,7 @@ fn tell_speed(target: &str, summary: &ArchiveSummary, seconds: f64, shower: &Sho
     }
 }
 
-fn conclude(plan: &Plan<'_>, summary: &BackupSummary) {
-    use std::io::Write;
+fn conclude(plan: &Plan<'_>, summary: &BackupSummary, shower: &Shower) {
     let mut text = String::new();
     if summary.trouble_count > 0 {
         text += &format!("Skipped or changed while reading: {} entries\n", summary.trouble_count);
@@ -438,7 +438,7 @@ fn conclude(plan: &Plan<'_>, summary: &BackupSummary) {
     }
     text += &format!("Duration: {:.2}s\n", plan.started.elapsed().as_secs_f64());
     text += &format!("End Time: {}\n", local_time(now(), CTIME));
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    shower.line(text.trim_end());
 }
 
 fn reason(skipped: &keepwell_engine::report::Skipped) -> String {
