@@ -822,3 +822,345 @@ fn jobs_run_when_they_are_due() {
         .fails("admin datastore update store1 --gc-schedule often --config srv/server.toml")
         .says("'often' is no calendar event");
 }
+
+#[test]
+fn a_service_manager_hands_over_its_socket_and_is_told() {
+    let mut served = Served::new();
+    served.kill();
+    let notified = served.world.path("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notified).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Python holds the socket as descriptor 3 and becomes the server, as systemd does.
+    let script = format!(
+        "import os, socket\n\
+         s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+         s.bind(('127.0.0.1', {port})); s.listen(9); fd = s.detach()\n\
+         fd == 3 or os.dup2(fd, 3); os.set_inheritable(3, True)\n\
+         os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()), NOTIFY_SOCKET={notified:?})\n\
+         os.execv({binary:?}, ['keepwell', 'serve', '--config', 'srv/server.toml'])\n",
+        port = served.port,
+        binary = env!("CARGO_BIN_EXE_keepwell"),
+    );
+    let mut command = Command::new("python3");
+    let log = fs::File::create(served.log_path()).unwrap();
+    command.args(["-c", &script]).current_dir(served.world.dir.path()).stderr(log);
+    let Ok(child) = command.spawn() else { return crate::support::skipped("python3 is missing") };
+    served.child = Some(child);
+    let mut said = [0; 64];
+    let length =
+        manager.recv(&mut said).unwrap_or_else(|error| panic!("{error}: {}", served.log()));
+    assert_eq!(&said[..length], b"READY=1");
+    served.ok("list");
+    assert!(served.log().contains("1 sockets of the service manager"), "{}", served.log());
+    // A new certificate counts from SIGHUP on.
+    served.world.ok("admin cert renew --config srv/server.toml");
+    let pid = rustix::process::Pid::from_raw(served.child.as_ref().unwrap().id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    served.wait("the new certificate", || served.log().contains("read again"));
+    served.fails("list").says("does not match expected fingerprint");
+    // SIGTERM ends it in peace.
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(served.child.take().unwrap().wait().unwrap().success());
+}
+
+/// What the reference's server answered to odd requests (golden http/probe.txt), and ours must.
+#[test]
+fn odd_requests_of_a_backup_get_the_recorded_answers() {
+    use keepwell_transport::{BACKUP_PROTOCOL, Error, Query};
+    let served = Served::new();
+    let client = served.raw_client();
+    let begin = |kind: &str, time: u64| {
+        let query = Query::new()
+            .with("store", "store1")
+            .with("backup-type", kind)
+            .with("backup-id", "probe")
+            .with("backup-time", time);
+        client.bare_session("/api2/json/backup", &query, BACKUP_PROTOCOL).unwrap()
+    };
+    let chunk = |content: &[u8]| {
+        let digest = keepwell_seal::Sealer::digest(content, None);
+        let blob = [&[0; 12], content].concat();
+        let kind = keepwell_model::BlobKind::Plain;
+        (digest.to_string(), keepwell_model::Blob::seal(kind, blob).unwrap().into_bytes())
+    };
+    let content = noise(1, 1800);
+    let (digest, blob) = chunk(&content);
+    let mut crc = blob.clone();
+    crc[9] ^= 1;
+    let mut magic = blob.clone();
+    magic[0] ^= 1;
+    let upload = format!("dynamic_chunk?wid=1&digest={digest}&size=1800&encoded-size=1812");
+    let unknown = "ab".repeat(32);
+    let append = |digests: &str, offsets: &str| {
+        format!("{{\"wid\":1,\"digest-list\":[{digests}],\"offset-list\":[{offsets}]}}")
+            .into_bytes()
+    };
+    let quoted = format!("\"{digest}\"");
+    let csum = {
+        let mut index = keepwell_model::index::IndexEncoder::dynamic();
+        index.append(&digest.parse().unwrap(), 1800).unwrap();
+        index.checksum().to_string()
+    };
+    let close = format!("dynamic_close?wid=1&chunk-count=1&size=1800&csum={csum}");
+    let verification = "parameter verification failed - ";
+    let session = begin("host", 1_795_400_601);
+    let cases: Vec<(&str, String, Vec<u8>, u16, String)> = vec![
+        ("GET", "nope".into(), vec![], 404, "Path '/nope' not found.".into()),
+        ("GET", "previous_backup_time".into(), vec![], 200, r#"{"data":null}"#.into()),
+        (
+            "GET",
+            "previous?archive-name=index.json.blob".into(),
+            vec![],
+            400,
+            "no valid previous backup".into(),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=a.pxar.didx&foo=1".into(),
+            vec![],
+            400,
+            format!("{verification}'foo': schema does not allow additional properties."),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=a.pxar".into(),
+            vec![],
+            400,
+            "wrong archive extension: 'a.pxar'".into(),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=a.img.fidx".into(),
+            vec![],
+            400,
+            "wrong archive extension: 'a.img.fidx'".into(),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=..%2Fa.didx".into(),
+            vec![],
+            400,
+            format!("{verification}'archive-name': value does not match the regex pattern"),
+        ),
+        (
+            "POST",
+            "fixed_index?archive-name=z.img.fidx&size=0".into(),
+            vec![],
+            400,
+            format!("{verification}'size': value must have a minimum value of 1 (got 0)"),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=a.pxar.didx".into(),
+            vec![],
+            200,
+            r#"{"data":1}"#.into(),
+        ),
+        (
+            "POST",
+            "dynamic_index?archive-name=a.pxar.didx".into(),
+            vec![],
+            200,
+            r#"{"data":2}"#.into(),
+        ),
+        (
+            "POST",
+            upload.replace("wid=1&", "wid=77&"),
+            blob.clone(),
+            400,
+            "dynamic writer '77' not registered".into(),
+        ),
+        (
+            "PUT",
+            "dynamic_index".into(),
+            append(&format!("\"{unknown}\""), "0"),
+            400,
+            format!("no such chunk {unknown}"),
+        ),
+        (
+            "POST",
+            upload.replace(&digest, &"0".repeat(64)),
+            blob.clone(),
+            400,
+            "detected chunk with wrong digest.".into(),
+        ),
+        (
+            "POST",
+            upload.replace("&size=1800", "&size=1801"),
+            blob.clone(),
+            400,
+            "detected chunk with wrong length (1801 != 1800)".into(),
+        ),
+        (
+            "POST",
+            upload.replace("1812", "1813"),
+            blob.clone(),
+            400,
+            "uploaded chunk has unexpected size.".into(),
+        ),
+        (
+            "POST",
+            upload.replace("1812", "1811"),
+            blob.clone(),
+            400,
+            "uploaded chunk is larger than announced.".into(),
+        ),
+        ("POST", upload.clone(), magic, 400, "unable to parse raw blob - wrong magic".into()),
+        ("POST", upload.clone(), crc, 200, format!(r#"{{"data":"{digest}"}}"#)),
+        (
+            "PUT",
+            "dynamic_index".into(),
+            append(&quoted, "5"),
+            400,
+            "dynamic writer 'a.pxar.didx' append chunk failed - got strange chunk offset (0 != 5)"
+                .into(),
+        ),
+        (
+            "PUT",
+            "dynamic_index".into(),
+            append(&quoted, "0,1"),
+            400,
+            "offset list has wrong length (2 != 1)".into(),
+        ),
+        ("PUT", "dynamic_index".into(), append(&quoted, "0"), 200, r#"{"data":null}"#.into()),
+        (
+            "POST",
+            close.replace("count=1", "count=2"),
+            vec![],
+            400,
+            "dynamic writer 'a.pxar.didx' close failed - unexpected chunk count (1 != 2)".into(),
+        ),
+        ("POST", close.clone(), vec![], 400, "dynamic writer '1' not registered".into()),
+        (
+            "POST",
+            "finish".into(),
+            vec![],
+            400,
+            "found open index writer - unable to finish backup".into(),
+        ),
+        (
+            "POST",
+            "blob?file-name=x.conf.blob&encoded-size=5".into(),
+            blob.clone(),
+            400,
+            format!("{verification}'encoded-size': value must have a minimum value of 12 (got 5)"),
+        ),
+        (
+            "POST",
+            "blob?file-name=x.conf&encoded-size=1812".into(),
+            blob.clone(),
+            400,
+            "wrong blob file extension: 'x.conf'".into(),
+        ),
+        (
+            "POST",
+            "blob?file-name=x.conf.blob&encoded-size=100".into(),
+            noise(3, 100),
+            400,
+            "unable to parse raw blob - wrong magic".into(),
+        ),
+        (
+            "POST",
+            "blob?file-name=x.conf.blob&encoded-size=1812".into(),
+            blob.clone(),
+            200,
+            r#"{"data":null}"#.into(),
+        ),
+        (
+            "POST",
+            "blob?file-name=x.conf.blob&encoded-size=1812".into(),
+            blob.clone(),
+            200,
+            r#"{"data":null}"#.into(),
+        ),
+        ("POST", "speedtest".into(), vec![0; 1000], 200, r#"{"data":null}"#.into()),
+    ];
+    let check = |session: &keepwell_transport::BareSession,
+                 cases: Vec<(&str, String, Vec<u8>, u16, String)>| {
+        for (method, target, body, status, text) in cases {
+            let answer = match session.call(method, &target, body) {
+                Ok(bytes) => (200, String::from_utf8(bytes).unwrap()),
+                Err(Error::Status { status, message }) => (status, message),
+                Err(error) => panic!("{method} {target}: {error}"),
+            };
+            assert_eq!(answer, (status, text), "{method} {target}");
+        }
+    };
+    check(&session, cases);
+    drop(session);
+    let session = begin("host", 1_795_400_611);
+    check(
+        &session,
+        vec![(
+            "POST",
+            "finish".into(),
+            vec![],
+            400,
+            "backup does not contain valid files (file count == 0)".into(),
+        )],
+    );
+    drop(session);
+    // Slots of an image in any order.
+    let session = begin("vm", 1_795_400_621);
+    let (small, small_blob) = chunk(&noise(5, 805_696));
+    let (full, full_blob) = chunk(&noise(6, 4 << 20));
+    let mut image = keepwell_model::index::IndexEncoder::fixed(4 << 20);
+    image.append(&full.parse().unwrap(), 4 << 20).unwrap();
+    image.append(&small.parse().unwrap(), 805_696).unwrap();
+    let csum = image.checksum();
+    let one = |digest: &str, offset: u64| append(&format!("\"{digest}\""), &offset.to_string());
+    check(
+        &session,
+        vec![
+            (
+                "POST",
+                "fixed_index?archive-name=d.img.fidx&size=5000000".into(),
+                vec![],
+                200,
+                r#"{"data":1}"#.into(),
+            ),
+            (
+                "POST",
+                format!("fixed_chunk?wid=1&digest={small}&size=805696&encoded-size=805708"),
+                small_blob,
+                200,
+                format!(r#"{{"data":"{small}"}}"#),
+            ),
+            ("PUT", "fixed_index".into(), one(&small, 4 << 20), 200, r#"{"data":null}"#.into()),
+            (
+                "POST",
+                format!("fixed_chunk?wid=1&digest={full}&size=4194304&encoded-size=4194316"),
+                full_blob,
+                200,
+                format!(r#"{{"data":"{full}"}}"#),
+            ),
+            ("PUT", "fixed_index".into(), one(&full, 0), 200, r#"{"data":null}"#.into()),
+            (
+                "PUT",
+                "fixed_index".into(),
+                one(&full, 17),
+                400,
+                "got unaligned chunk (pos = 17)".into(),
+            ),
+            (
+                "POST",
+                format!("fixed_close?wid=1&chunk-count=2&size=5000000&csum={csum}"),
+                vec![],
+                200,
+                r#"{"data":null}"#.into(),
+            ),
+            (
+                "POST",
+                format!(
+                    "fixed_index?archive-name=e.img.fidx&size=5000000&reuse-csum={}",
+                    "0".repeat(64)
+                ),
+                vec![],
+                400,
+                "cannot reuse index - no valid previous backup exists".into(),
+            ),
+        ],
+    );
+    drop(session);
+    served.wait("the end of the sessions", || left_over(&served.world.repo(), "probe").is_empty());
+}

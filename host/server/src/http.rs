@@ -6,7 +6,7 @@ use crate::jobs::{self, Scheduler};
 use crate::params::{Given, Params};
 use crate::server::Server;
 use crate::session::{self, Body, Reply};
-use crate::{backup, keys, reader};
+use crate::{backup, reader};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -43,9 +43,21 @@ const UNAUTHORIZED_DELAY: Duration = Duration::from_secs(3);
 const FORBIDDEN_DELAY: Duration = Duration::from_millis(500);
 const KEEPALIVE: Duration = Duration::from_secs(120);
 
-/// Listens where the configuration says; names the first address that can't be had.
-pub(crate) async fn listen(server: &Server) -> Result<Vec<TcpListener>> {
+/// Listens on the sockets handed over, or where the configuration says; names the first address that
+/// can't be had.
+pub(crate) async fn listen(
+    server: &Server,
+    sockets: Vec<std::net::TcpListener>,
+) -> Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
+    for socket in sockets {
+        let taken = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
+        let address = "the socket handed over".to_owned();
+        listeners.push(taken.map_err(|source| ServerError::Listen { address, source })?);
+    }
+    if !listeners.is_empty() {
+        return Ok(listeners);
+    }
     for address in &server.config.listen {
         let listener = TcpListener::bind(address).await;
         let failed = |source| ServerError::Listen { address: address.to_string(), source };
@@ -60,11 +72,10 @@ pub(crate) async fn serve(
     listeners: Vec<TcpListener>,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let acceptor = TlsAcceptor::from(keys::tls(&server.config)?);
     let room = Arc::new(Semaphore::new(server.config.connections_max));
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        accepting.spawn(accept(server.clone(), listener, acceptor.clone(), room.clone()));
+        accepting.spawn(accept(server.clone(), listener, room.clone()));
     }
     let mut scheduler = Scheduler::new(server.clone())?;
     let jobs = tokio::spawn(async move {
@@ -102,12 +113,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn accept(
-    server: Arc<Server>,
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    room: Arc<Semaphore>,
-) {
+async fn accept(server: Arc<Server>, listener: TcpListener, room: Arc<Semaphore>) {
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
@@ -119,9 +125,9 @@ async fn accept(
                 continue;
             }
         };
-        let (server, acceptor) = (server.clone(), acceptor.clone());
+        let server = server.clone();
         tokio::spawn(async move {
-            if let Err(problem) = connection(server, stream, peer, acceptor).await {
+            if let Err(problem) = connection(server, stream, peer).await {
                 tracing::info!("connection from {peer}: {problem}");
             }
             drop(place);
@@ -133,7 +139,6 @@ async fn connection(
     server: Arc<Server>,
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
 ) -> Result<(), String> {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
@@ -145,6 +150,7 @@ async fn connection(
         _ if first[0] != TLS_HANDSHAKE => return serve_http(stream, redirect).await,
         _ => {}
     }
+    let acceptor = TlsAcceptor::from(server.tls());
     let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = stream.map_err(|_| "the TLS handshake took too long")?;
     let stream = stream.map_err(|error: io::Error| format!("TLS handshake: {error}"))?;

@@ -14,7 +14,7 @@ use keepwell_store::DirStore;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What the server is told of the world around it.
 pub struct Environment {
@@ -73,6 +73,7 @@ pub struct Server {
     pub(crate) failures: Failures,
     /// one password at a time
     pub(crate) hashing: Mutex<()>,
+    tls: RwLock<Arc<rustls::ServerConfig>>,
     access: Reloaded<Access>,
     datastores: Reloaded<Datastores>,
 }
@@ -89,6 +90,7 @@ impl Server {
         let datastores = Reloaded::new(Datastores::path(state), Datastores::load(state)?);
         let failures = Failures::new(config.login_failures_max);
         let hashing = Mutex::default();
+        let tls = RwLock::new(keys::tls(&config)?);
         Ok(Arc::new(Self {
             config,
             environment,
@@ -96,14 +98,29 @@ impl Server {
             tasks,
             failures,
             hashing,
+            tls,
             access,
             datastores,
         }))
     }
 
-    /// Listens and serves until `stop` is done; then running sessions may finish.
+    /// Reads the certificate again. What runs goes on with the old one; a new one that is not good
+    /// is not used.
+    pub fn reload(&self) -> Result<()> {
+        let acceptor = keys::tls(&self.config)?;
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+        Ok(())
+    }
+
+    pub(crate) fn tls(&self) -> Arc<rustls::ServerConfig> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves until `stop` is done; then running sessions may finish. Listens where the
+    /// configuration says, unless sockets are handed over.
     pub fn run(
         self: &Arc<Self>,
+        sockets: Vec<std::net::TcpListener>,
         ready: impl FnOnce(),
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
@@ -113,7 +130,7 @@ impl Server {
             .build()
             .map_err(|error| refused(format!("unable to start threads: {error}")))?;
         runtime.block_on(async {
-            let listeners = http::listen(self).await?;
+            let listeners = http::listen(self, sockets).await?;
             ready();
             http::serve(self.clone(), listeners, stop).await
         })

@@ -11,10 +11,14 @@ use crate::layout::Layout;
 use keepwell_model::{Blob, ChunkDigest};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 const PREFIX: &str = ".writing.tmp_";
+const EARLY_PREFIX: &str = ".marking.tmp_";
+/// Only a crash leaves one for so long.
+const EARLY_MAX: Duration = Duration::from_secs(3600);
 /// Clocks of file systems are coarse.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -26,12 +30,23 @@ pub(crate) struct Marker {
 
 impl Marker {
     pub(crate) fn set(layout: &Layout, keeper: Keeper) -> Result<Self> {
-        let path = layout.root().join(format!("{PREFIX}{}", temporary_suffix()));
+        let suffix = temporary_suffix();
+        let path = layout.root().join(format!("{PREFIX}{suffix}"));
+        // It gets its name when it is locked: until then another backup would take it for stale.
+        let early = layout.root().join(format!("{EARLY_PREFIX}{suffix}"));
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).open(&path).map_err(io("create", &path))?;
-        keeper.own_file(&file, &path)?;
-        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|error| io("lock", &path)(error.into()))?;
+        let file =
+            options.write(true).create_new(true).open(&early).map_err(io("create", &early))?;
+        let named = (|| {
+            keeper.own_file(&file, &early)?;
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            locked.map_err(|error| io("lock", &early)(error.into()))?;
+            fs::rename(&early, &path).map_err(io("create", &path))
+        })();
+        if named.is_err() {
+            let _ = fs::remove_file(&early);
+        }
+        named?;
         // The marker is there before the first chunk is.
         crate::dir::sync_dir(layout.root())?;
         Ok(Self { path, _file: file })
@@ -66,11 +81,24 @@ pub(crate) fn recover(layout: &Layout) -> Result<()> {
     let mut since: Option<SystemTime> = None;
     let mut stale = Vec::new();
     for entry in fs::read_dir(root).map_err(io("read", root))?.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(EARLY_PREFIX) {
+            let made = entry.metadata().and_then(|metadata| metadata.modified());
+            let age = made.ok().and_then(|made| made.elapsed().ok());
+            if age.is_some_and(|age| age > EARLY_MAX) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        if !name.starts_with(PREFIX) {
             continue;
         }
         let Ok(file) = File::open(entry.path()) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        // One that was given up just now has no name any more.
+        if file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) {
             continue;
         }
         if let Ok(made) = file.metadata().and_then(|metadata| metadata.modified()) {

@@ -193,8 +193,36 @@ impl Client {
         data(self.block_on(self.inner.fetch(&call))?)
     }
 
+    /// A session whose requests the caller makes up: to try servers with.
+    #[doc(hidden)]
+    pub fn bare_session(
+        &self,
+        path: &str,
+        query: &Query,
+        protocol: &'static str,
+    ) -> Result<BareSession> {
+        let session = self.block_on(self.inner.upgrade(path, query, protocol))?;
+        Ok(BareSession { session, runtime: self.runtime.clone() })
+    }
+
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+}
+
+#[doc(hidden)]
+pub struct BareSession {
+    session: Session,
+    runtime: Arc<Runtime>,
+}
+
+impl BareSession {
+    /// The answer's bytes; any other status than 200 is an [`Error::Status`].
+    pub fn call(&self, method: &str, target: &str, body: Vec<u8>) -> Result<Vec<u8>> {
+        let method = method.parse().map_err(|_| Error::protocol("no method"))?;
+        let kind = if method == Method::PUT { JSON } else { BYTES };
+        let call = self.session.call(method, target, (kind, body.into()), ANSWER_BYTES_MAX);
+        Ok(self.runtime.block_on(call)?.into())
     }
 }
 

@@ -19,7 +19,7 @@ mod store;
 pub mod ticket;
 
 pub use cache::TicketCache;
-pub use client::{Client, ClientOptions, Confirm, Secret, Trust};
+pub use client::{BareSession, Client, ClientOptions, Confirm, Secret, Trust};
 pub use connect::Proxy;
 pub use error::{Error, Result};
 pub use fingerprint::{Fingerprint, KnownServers};

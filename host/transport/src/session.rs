@@ -127,9 +127,21 @@ impl Session {
             return Err(Error::protocol(format!("the parameters of '{path}' are too long")));
         }
         let target = match query.is_empty() {
-            true => format!("https://localhost:8007/{path}"),
-            false => format!("https://localhost:8007/{path}?{query}"),
+            true => path.to_owned(),
+            false => format!("{path}?{query}"),
         };
+        self.call(method, &target, (content_type, body), limit).await
+    }
+
+    /// `target` is the path with its parameters.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        target: &str,
+        (content_type, body): (&'static str, Bytes),
+        limit: usize,
+    ) -> Result<Bytes> {
+        let target = format!("https://localhost:8007/{target}");
         let request = Request::builder()
             .method(method)
             .uri(target)

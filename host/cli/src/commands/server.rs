@@ -63,21 +63,82 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<()> {
     };
     let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     let server = Server::open(config, environment)?;
-    let ready = || tracing::info!("listening on {}", addresses.join(", "));
-    Ok(server.run(ready, stop())?)
+    let sockets = handed_sockets()?;
+    let ready = || {
+        match sockets_count() {
+            0 => tracing::info!("listening on {}", addresses.join(", ")),
+            count => tracing::info!("listening on {count} sockets of the service manager"),
+        }
+        tell_manager("READY=1");
+    };
+    Ok(server.run(sockets, ready, until_stopped(server.clone()))?)
 }
 
-/// Done when the process is asked to end; a second time it ends at once.
-async fn stop() {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+/// Sockets that a service manager listens on for us (LISTEN_PID, LISTEN_FDS).
+fn sockets_count() -> i32 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
+    match number("LISTEN_PID") == Some(std::process::id().into()) {
+        true => number("LISTEN_FDS").and_then(|count| i32::try_from(count).ok()).unwrap_or(0),
+        false => 0,
+    }
+}
+
+/// Their descriptors begin at 3.
+#[allow(unsafe_code, reason = "numbers are all that a service manager has for descriptors")]
+fn handed_sockets() -> Result<Vec<std::net::TcpListener>> {
+    use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+    let mut sockets = Vec::new();
+    for number in 3..3 + sockets_count().clamp(0, 64) {
+        // SAFETY: only looked at; where it is not open, that fails.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::net::getsockname(borrowed)
+            .map_err(|error| anyhow!("LISTEN_FDS: descriptor {number} is no socket: {error}"))?;
+        // SAFETY: the service manager hands it over, it is open, and nobody else here has it.
+        let owned = unsafe { OwnedFd::from_raw_fd(number) };
+        sockets.push(owned.into());
+    }
+    Ok(sockets)
+}
+
+/// Tells a service manager how we are (NOTIFY_SOCKET); others do not mind.
+fn tell_manager(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Ok(name) = std::env::var("NOTIFY_SOCKET") else { return };
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = sent {
+        tracing::warn!("unable to tell the service manager '{state}': {error}");
+    }
+}
+
+/// Done when the process is asked to end; a second time it ends at once. SIGHUP reads the
+/// certificate again.
+async fn until_stopped(server: Arc<Server>) {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut reload)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) else {
         return;
     };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = reload.recv() => match server.reload() {
+                Ok(()) => tracing::info!("the certificate was read again"),
+                Err(error) => tracing::error!("the certificate stays as it was: {error}"),
+            },
+        }
     }
+    tell_manager("STOPPING=1");
     tracing::info!("stopping: no more connections are taken");
     tokio::spawn(async move {
         tokio::select! {
