@@ -5,8 +5,8 @@ use crate::error::{ApiError, ApiResult};
 use crate::params::{Given, Param, Params};
 use crate::tasks::Task;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
@@ -201,14 +201,19 @@ pub(crate) fn parse_json(text: &[u8]) -> ApiResult<Given> {
     }
 }
 
-/// A body, into one piece of memory.
-pub(crate) async fn collect(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
-    let collected = Limited::new(body, limit).collect().await;
-    let collected = collected.map_err(|error| match error.downcast_ref::<hyper::Error>() {
-        Some(error) => ApiError::bad(format!("connection error: {error}")),
-        None => ApiError::bad("uploaded chunk is larger than announced."),
-    })?;
-    Ok(collected.to_bytes().into())
+/// A body, into one piece of memory: copied once.
+pub(crate) async fn collect(mut body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(announced.min(limit));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad(format!("connection error: {error}")))?;
+        let Ok(part) = frame.into_data() else { continue };
+        if bytes.len() + part.len() > limit {
+            return Err(ApiError::bad("uploaded chunk is larger than announced."));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    Ok(bytes)
 }
 
 async fn discard(mut body: Incoming) -> ApiResult<()> {
