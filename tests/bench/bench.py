@@ -5,14 +5,14 @@ First backup, unchanged second backup and restore of three data sets with keepwe
 borg (no encryption) and cp -a, in one run; prints seconds, ratios, peak memory and the share of
 CPU time that keepwell spends in wasm. The page cache is warm for all. Needs restic, borgbackup.
 """
-import argparse, hashlib, json, os, random, resource, shutil, subprocess, sys, time
+import argparse, hashlib, json, os, random, resource, shutil, socket, subprocess, sys, time
 
 ap = argparse.ArgumentParser()
 ap.add_argument("--size-mib", type=int, default=2048)
 ap.add_argument("--files", type=int, default=60000)
 ap.add_argument("--runs", type=int, default=1)
 ap.add_argument("--only", default="")
-ap.add_argument("--tools", default="keepwell,encrypted,restic,borg,cp")
+ap.add_argument("--tools", default="keepwell,encrypted,served,restic,borg,cp")
 ap.add_argument("keepwell")
 ap.add_argument("work", nargs="?", default="/tmp/keepwell-bench")
 args = ap.parse_args()
@@ -94,6 +94,31 @@ def encrypted(data):
     yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000001"] + with_key)
     yield run([KEEPWELL, "restore", "host/b", "root.pxar", out] + with_key)
 
+def served(data):
+    """The same over loopback TLS into a server of our own."""
+    base = fresh(WORK + "/served"); out = fresh(WORK + "/out")
+    os.makedirs(base); os.makedirs(WORK + "/empty", exist_ok=True)
+    open(base + "/password", "w").write("benchmark")
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+    run([KEEPWELL, "admin", "init", base + "/srv", "--datastore", "bench=" + base + "/repo", "--user", "me@pbs",
+         "--password-file", base + "/password", "--listen", "127.0.0.1:%d" % port])
+    config = base + "/srv/server.toml"
+    info = subprocess.run([KEEPWELL, "admin", "cert", "info", "--config", config], capture_output=True, text=True, env=ENV)
+    ENV["PBS_FINGERPRINT"] = info.stdout.split("Fingerprint: ")[1].strip(); ENV["PBS_PASSWORD"] = "benchmark"
+    ENV["PBS_REPOSITORY"] = "me@pbs@127.0.0.1:%d:bench" % port
+    server = subprocess.Popen([KEEPWELL, "serve", "--config", config], env=ENV, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0: break
+            time.sleep(0.1)
+        run([KEEPWELL, "backup", "e.pxar:" + WORK + "/empty", "--backup-id", "init"])
+        yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000000"])
+        yield run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--backup-time", "1700000001"])
+        yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
+    finally:
+        server.terminate(); server.wait()
+
 def restic(data):
     repo = fresh(WORK + "/restic-repo"); out = fresh(WORK + "/out"); shutil.rmtree(WORK + "/cache/restic", ignore_errors=True)
     run(["restic", "init", "-q", "-r", repo])
@@ -115,7 +140,7 @@ def cp(data):
     yield run(["cp", "-a", "-u", data + "/.", out])
     yield run(["cp", "-a", out, back])
 
-TOOLS = {"keepwell": keepwell, "encrypted": encrypted, "restic": restic, "borg": borg, "cp": cp}
+TOOLS = {"keepwell": keepwell, "encrypted": encrypted, "served": served, "restic": restic, "borg": borg, "cp": cp}
 STEPS = ("first", "unchanged", "restore")
 results = {}
 for name in ("incompressible", "compressible", "small files"):
@@ -130,6 +155,6 @@ for name in ("incompressible", "compressible", "small files"):
             best = got if best is None else [min(a, b) for a, b in zip(best, got)]
         results[name, tool] = best
         print("%-15s %-9s" % (name, tool), "  ".join("%s %6.2f s (cpu %6.2f, %4.0f MiB)" % ((s,) + r) for s, r in zip(STEPS, best)), flush=True)
-    for tool in ("encrypted", "restic", "borg", "cp"):
+    for tool in ("encrypted", "served", "restic", "borg", "cp"):
         if (name, tool) in results and (name, "keepwell") in results:
             print("%-15s ratio to %-7s" % (name, tool), "  ".join("%s %5.2f" % (s, results[name, tool][i][0] / results[name, "keepwell"][i][0]) for i, s in enumerate(STEPS)), flush=True)
