@@ -9,7 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgMatches, value_parser};
 use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::Manifest;
-use keepwell_seal::{EncryptionKey, KdfKind, KeyFile, MasterPublicKey, Protection};
+use keepwell_seal::{EncryptionKey, KdfKind, KeyFile, KeyTime, MasterPublicKey, Protection};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -204,23 +204,33 @@ impl CryptParameters {
         matches!(&self.key, Some((_, Some(_))))
     }
 
-    /// Unlocks the key; asks for its passphrase where it has one.
-    pub(crate) fn unlock(&self) -> Result<Option<Arc<EncryptionKey>>> {
-        let Some((given, _)) = &self.key else { return Ok(None) };
+    /// Unlocks the key; asks for its passphrase where it has one. Of the file nothing stays in
+    /// memory, so this works once.
+    pub(crate) fn unlock(&mut self) -> Result<Option<Arc<EncryptionKey>>> {
+        Ok(self.unlock_dated()?.map(|(key, _)| key))
+    }
+
+    /// Also gives the time when the key was made.
+    fn unlock_dated(&mut self) -> Result<Option<(Arc<EncryptionKey>, KeyTime)>> {
+        let Some((given, _)) = &mut self.key else { return Ok(None) };
+        let bytes = std::mem::take(&mut given.bytes);
         let name = || given.name("encryption");
-        let file = KeyFile::parse(&given.bytes).with_context(name)?;
-        Ok(Some(Arc::new(unlock(&file).with_context(name)?)))
+        let file = KeyFile::parse(&bytes).with_context(name)?;
+        Ok(Some((Arc::new(unlock(&file).with_context(name)?), file.created)))
     }
 
     /// For a backup: says what is used, and unlocks it. With a master key there is also the key
     /// encrypted with that.
-    pub(crate) fn prepare(&self, say: &dyn Fn(&str)) -> Result<(Protection, Option<Vec<u8>>)> {
+    pub(crate) fn prepare(&mut self, say: &dyn Fn(&str)) -> Result<(Protection, Option<Vec<u8>>)> {
         let Some((given, mode)) = &self.key else { return Ok((Protection::None, None)) };
         if self.default_for_mode {
             say("Encrypting with default encryption key!");
         }
         say(&given.announcement("encryption"));
-        let Some(key) = self.unlock()? else { return Ok((Protection::None, None)) };
+        let mode = *mode;
+        let Some((key, created)) = self.unlock_dated()? else {
+            return Ok((Protection::None, None));
+        };
         say(&format!("Encryption key fingerprint: {}", key.fingerprint().short()));
         let wrapped = match &self.master {
             None => None,
@@ -228,7 +238,6 @@ impl CryptParameters {
                 say(&master.announcement("master"));
                 let name = || master.name("master");
                 let public = MasterPublicKey::from_pem(&master.bytes).with_context(name)?;
-                let created = KeyFile::parse(&given.bytes)?.created;
                 let file = KeyFile::open(&key, created, key_time());
                 Some(public.wrap(file.to_json().as_bytes()).with_context(name)?)
             }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
 fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     terminal::start_logging(&arguments);
     terminal::raise_open_files();
+    terminal::forbid_core_dumps();
     let plugins = plugins::Plugins::load()?;
     let command = args::command(&plugins, &arguments)?;
     let matches = args::parse(command, arguments)?;

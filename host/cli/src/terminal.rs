@@ -29,6 +29,11 @@ pub(crate) fn wants_debug(variable: &str) -> bool {
     std::env::var(variable).is_ok_and(|filter| filter.contains("debug") || filter.contains("trace"))
 }
 
+/// A crash must not write keys and passwords to a file.
+pub(crate) fn forbid_core_dumps() {
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
 /// Directories of a tree are held open: allow as many as the system does.
 pub(crate) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);

@@ -22,7 +22,7 @@ pub use index::{ChunkRange, Index};
 pub use manifest::Manifest;
 pub use names::{
     ArchiveLabel, ArchiveName, AuthId, BackupId, BackupTime, BackupType, GroupId, Namespace,
-    SnapshotId,
+    SnapshotId, is_safe_name,
 };
 pub use recent::RecentDigests;
 pub use upid::Upid;

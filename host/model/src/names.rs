@@ -22,7 +22,7 @@ fn refuse(what: &'static str, given: &str, problem: &'static str) -> NameError {
 }
 
 /// `[A-Za-z0-9_][A-Za-z0-9._-]*`: also safe as a file name.
-fn is_safe(text: &str) -> bool {
+pub fn is_safe_name(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let mut bytes = text.bytes();
     bytes.next().is_some_and(word) && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-')
@@ -90,7 +90,7 @@ macro_rules! safe_name {
             type Err = NameError;
             fn from_str(given: &str) -> Result<Self, NameError> {
                 match given {
-                    _ if !is_safe(given) => Err(refuse($what, given, SAFE_PROBLEM)),
+                    _ if !is_safe_name(given) => Err(refuse($what, given, SAFE_PROBLEM)),
                     _ if given.len() > $max => Err(refuse($what, given, "is too long")),
                     _ => Ok(Self(given.into())),
                 }
@@ -101,7 +101,7 @@ macro_rules! safe_name {
 
 /// Whether a datastore may be called so: 3 to 32 safe characters.
 pub fn is_datastore_name(text: &str) -> bool {
-    is_safe(text) && (3..=32).contains(&text.len())
+    is_safe_name(text) && (3..=32).contains(&text.len())
 }
 
 safe_name! {
@@ -261,7 +261,7 @@ impl FromStr for Namespace {
     fn from_str(given: &str) -> Result<Self, NameError> {
         let components: Vec<Box<str>> =
             given.split('/').filter(|_| !given.is_empty()).map(Box::from).collect();
-        let problem = if components.iter().any(|component| !is_safe(component)) {
+        let problem = if components.iter().any(|component| !is_safe_name(component)) {
             "is not made of safe names with '/' between them"
         } else if components.len() > Self::DEPTH_MAX {
             "is too deep: 7 levels are allowed"
@@ -368,7 +368,7 @@ impl FromStr for ArchiveName {
     fn from_str(given: &str) -> Result<Self, NameError> {
         let known = [".didx", ".fidx", ".blob"].iter().any(|extension| given.ends_with(extension));
         match given {
-            _ if !is_safe(given) => Err(refuse("archive", given, SAFE_PROBLEM)),
+            _ if !is_safe_name(given) => Err(refuse("archive", given, SAFE_PROBLEM)),
             _ if given.len() > NAME_BYTES_MAX => Err(refuse("archive", given, "is too long")),
             _ if !known => Err(refuse("archive", given, "does not end in .didx, .fidx or .blob")),
             _ => Ok(Self(given.into())),
@@ -430,16 +430,11 @@ impl FromStr for AuthId {
             Some((user_id, token)) => (user_id, Some(token)),
             None => (given, None),
         };
-        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let is_safe = |text: &str| {
-            text.bytes().next().is_some_and(word)
-                && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
-        };
         let user = user_id.rsplit_once('@').is_some_and(|(user, realm)| {
             let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/@".contains(c);
-            !user.is_empty() && user.chars().all(legal) && is_safe(realm)
+            !user.is_empty() && user.chars().all(legal) && is_safe_name(realm)
         });
-        match user && token.is_none_or(is_safe) && given.len() <= 64 {
+        match user && token.is_none_or(is_safe_name) && given.len() <= 64 {
             true => Ok(Self(given.to_owned())),
             false => Err(AuthIdError { given: given.to_owned() }),
         }

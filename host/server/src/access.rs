@@ -98,13 +98,10 @@ fn is_true(value: &bool) -> bool {
     *value
 }
 
+/// What users and tokens have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct User {
-    pub id: String,
-    /// of realm `pbs`: in the form of the PHC; without one nobody can log in
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password: Option<String>,
+#[serde(rename_all = "kebab-case")]
+pub struct Account {
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub enabled: bool,
     /// Unix seconds; 0 or nothing is never
@@ -114,6 +111,29 @@ pub struct User {
     pub comment: Option<String>,
 }
 
+impl Default for Account {
+    fn default() -> Self {
+        Self { enabled: true, expire: None, comment: None }
+    }
+}
+
+impl Account {
+    fn is_active(&self, now: i64) -> bool {
+        self.enabled && self.expire.is_none_or(|expire| expire == 0 || expire > now)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct User {
+    pub id: String,
+    /// of realm `pbs`: in the form of the PHC; without one nobody can log in
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    #[serde(flatten)]
+    pub account: Account,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Token {
@@ -121,12 +141,8 @@ pub struct Token {
     pub id: String,
     /// SHA-256 of the secret, which is random
     pub secret: String,
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
-    pub enabled: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expire: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub comment: Option<String>,
+    #[serde(flatten)]
+    pub account: Account,
 }
 
 /// One entry of the access control list.
@@ -195,19 +211,14 @@ impl Access {
 
     /// Whether somebody exists, is enabled and has not expired.
     pub fn is_active(&self, id: &AuthId, now: i64) -> bool {
-        let good = |enabled: bool, expire: Option<i64>| {
-            enabled && expire.is_none_or(|expire| expire == 0 || expire > now)
-        };
         let user = user_of(id);
         let user_is = match self.user(user) {
-            Some(user) => good(user.enabled, user.expire),
+            Some(user) => user.account.is_active(now),
             None => user == SUPERUSER,
         };
+        let is_it = |token: &&Token| token.id == id.as_str();
         let token_is = !is_token(id)
-            || self
-                .tokens
-                .iter()
-                .any(|token| token.id == id.as_str() && good(token.enabled, token.expire));
+            || self.tokens.iter().find(is_it).is_some_and(|token| token.account.is_active(now));
         user_is && token_is
     }
 
@@ -366,6 +377,18 @@ mod tests {
             ("a@pbs".parse().unwrap(), "a@pbs!t".parse().unwrap());
         assert!(owns(&user, "a@pbs") && owns(&user, "a@pbs!t") && owns(&token, "a@pbs!t"));
         assert!(!owns(&token, "a@pbs") && !owns(&token, "a@pbs!u") && !owns(&user, "b@pbs"));
+    }
+
+    #[test]
+    fn accounts_read_as_they_are_written() {
+        let text = "[[user]]\nid = \"a@pbs\"\nenabled = false\nexpire = 5\ncomment = \"c\"\n";
+        let access: Access = toml::from_str(text).unwrap();
+        let account = Account { enabled: false, expire: Some(5), comment: Some("c".into()) };
+        assert_eq!(access.users[0].account, account);
+        let again: Access = toml::from_str(&toml::to_string(&access).unwrap()).unwrap();
+        assert_eq!(again.users, access.users);
+        let error = toml::from_str::<Access>(&format!("{text}enable = false\n")).unwrap_err();
+        assert!(error.to_string().contains("unknown field `enable`"), "{error}");
     }
 
     #[test]

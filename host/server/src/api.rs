@@ -10,7 +10,9 @@ use crate::params::{Kind, Param, Params, at_least, is, optional, required};
 use crate::server::{Server, acl_path};
 use crate::session::Reply;
 use hyper::{Method, StatusCode};
-use keepwell_model::{AuthId, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId};
+use keepwell_model::{
+    AuthId, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId, is_safe_name,
+};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -52,13 +54,6 @@ pub(crate) const fn endpoint(
     run: Run,
 ) -> Endpoint {
     Endpoint { method, path, params, takes_bytes: false, run }
-}
-
-/// Text that the reference calls safe.
-pub(crate) fn is_safe_name(text: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    text.bytes().next().is_some_and(word)
-        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 pub(crate) const NS: Param = optional("ns", Kind::Form(is::<Namespace>));
@@ -308,13 +303,13 @@ fn users(context: &Context) -> ApiResult<Reply> {
     let list: Vec<Value> = users
         .map(|user| {
             let mut item = json!({ "userid": user.id });
-            if let Some(comment) = &user.comment {
+            if let Some(comment) = &user.account.comment {
                 item["comment"] = comment.as_str().into();
             }
-            if !user.enabled {
+            if !user.account.enabled {
                 item["enable"] = false.into();
             }
-            if let Some(expire) = user.expire {
+            if let Some(expire) = user.account.expire {
                 item["expire"] = expire.into();
             }
             if with_tokens {

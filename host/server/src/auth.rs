@@ -48,6 +48,17 @@ fn failed(reason: impl std::fmt::Display) -> ApiError {
     ApiError::unauthorized(format!("authentication failed - {reason}"))
 }
 
+const TOKEN_SCHEME: &str = "PBSAPIToken";
+
+/// A token and its secret, from an `Authorization` header.
+pub(crate) fn parse_token(header: &str) -> Option<(AuthId, String)> {
+    let rest = header.strip_prefix(TOKEN_SCHEME)?.strip_prefix([' ', '='])?;
+    let (id, secret) = rest.split_once(':')?;
+    let decode = |text| percent_encoding::percent_decode_str(text).decode_utf8().ok();
+    let id: AuthId = decode(id)?.parse().ok()?;
+    is_token(&id).then_some((id, decode(secret)?.into_owned()))
+}
+
 impl Server {
     /// The one who sent a request with these headers.
     pub(crate) fn authenticate(&self, method: &Method, headers: &HeaderMap) -> ApiResult<AuthId> {
@@ -76,20 +87,11 @@ impl Server {
 
     fn authenticate_token(&self, headers: &HeaderMap) -> ApiResult<AuthId> {
         let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let rest = value.and_then(|value| value.strip_prefix("PBSAPIToken"));
-        let rest = rest.and_then(|rest| rest.strip_prefix([' ', '=']));
-        let rest = rest.ok_or_else(|| failed("no authentication credentials provided."))?;
-        let invalid = || failed("invalid credentials");
-        let (id, secret) = rest.split_once(':').ok_or_else(invalid)?;
-        let decode = |text: &str| {
-            let decoded = percent_encoding::percent_decode_str(text).decode_utf8().ok()?;
-            Some(decoded.into_owned())
-        };
-        let id: AuthId = decode(id).and_then(|id| id.parse().ok()).ok_or_else(invalid)?;
-        let secret = decode(secret).ok_or_else(invalid)?;
-        match is_token(&id) && self.access().verifies_token(&id, &secret) {
-            true => Ok(id),
-            false => Err(invalid()),
+        let value = value.filter(|value| value.starts_with(TOKEN_SCHEME));
+        let value = value.ok_or_else(|| failed("no authentication credentials provided."))?;
+        match parse_token(value) {
+            Some((id, secret)) if self.access().verifies_token(&id, &secret) => Ok(id),
+            _ => Err(failed("invalid credentials")),
         }
     }
 

@@ -4,7 +4,7 @@
 //! leaves nothing behind but chunks.
 
 use crate::access::{Privileges, owns};
-use crate::api::{self, Caller, SnapshotPath};
+use crate::api::{Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, Params, at_least, is, optional, required};
 use crate::server::{Server, TaskGuard, acl_path};
@@ -18,7 +18,7 @@ use keepwell_model::blob::{CHUNK_BYTES_MAX, HEADER_BYTES};
 use keepwell_model::index::IndexEncoder;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{
-    ArchiveName, Blob, BlobKind, ChunkDigest, FileChecksum, SealedChunk, StoredChunk,
+    ArchiveName, Blob, BlobKind, ChunkDigest, FileChecksum, SealedChunk, StoredChunk, is_safe_name,
 };
 use keepwell_seal::{OpenError, Opener, Sealer};
 use keepwell_store::{
@@ -98,7 +98,7 @@ struct Backup {
 }
 
 const DIGEST: Kind = Kind::Form(is::<ChunkDigest>);
-const NAME: Kind = Kind::Form(api::is_safe_name);
+const NAME: Kind = Kind::Form(is_safe_name);
 const WID: Param = required("wid", Kind::Integer { minimum: 1, maximum: WRITERS_MAX as i64 });
 const CHUNK: &[Param] = &[
     WID,
@@ -151,6 +151,15 @@ const ENDPOINTS: &[Endpoint<Backup>] = &[
     endpoint!(POST "finish" &[], Input::None, finish),
     endpoint!(POST "speedtest" &[], Input::Discarded, speedtest),
 ];
+
+/// What the endpoint of this name takes.
+pub(crate) fn params_of(name: &str) -> Vec<&'static [Param]> {
+    ENDPOINTS
+        .iter()
+        .filter(|endpoint| endpoint.name == name)
+        .map(|endpoint| endpoint.params)
+        .collect()
+}
 
 pub(crate) struct Prepared {
     backup: Backup,

@@ -1,9 +1,8 @@
 //! Small files of the server's own: written whole or not at all.
 
 use crate::error::{Result, io};
+use keepwell_store::files::Existing;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Readable by the server alone.
@@ -11,21 +10,7 @@ pub(crate) const SECRET: u32 = 0o600;
 pub(crate) const PUBLIC: u32 = 0o644;
 
 pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let temporary = path.with_extension(format!("tmp_{}", std::process::id()));
-    let written = (|| {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(mode);
-        let mut file = options.open(&temporary).map_err(io("create", &temporary))?;
-        file.write_all(bytes).map_err(io("write", &temporary))?;
-        file.sync_all().map_err(io("sync", &temporary))?;
-        fs::rename(&temporary, path).map_err(io("write", path))
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    let dir = path.parent().unwrap_or(path);
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync", dir))
+    keepwell_store::files::write(path, bytes, mode, Existing::Replace).map_err(io("write", path))
 }
 
 /// None where there is no such file.

@@ -14,6 +14,8 @@ pub mod calendar;
 pub mod config;
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod jobs;
 mod keys;

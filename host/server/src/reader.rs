@@ -1,9 +1,9 @@
 //! A session that reads a snapshot. Spec: protocol.md §5.
 
 use crate::access::Privileges;
-use crate::api::{self, Caller, SnapshotPath};
+use crate::api::{Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
-use crate::params::{Kind, Params, is, required};
+use crate::params::{Kind, Param, Params, is, required};
 use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
 use crate::stores::Purpose;
@@ -11,7 +11,7 @@ use crate::tasks::Task;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, StatusCode};
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveName, ChunkDigest};
+use keepwell_model::{ArchiveName, ChunkDigest, is_safe_name};
 use keepwell_store::{SessionStore, SnapshotReader, StoreError};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,7 @@ const ENDPOINTS: &[Endpoint<Reading>] = &[
     Endpoint {
         method: Method::GET,
         name: "download",
-        params: &[required("file-name", Kind::Form(api::is_safe_name))],
+        params: &[required("file-name", Kind::Form(is_safe_name))],
         input: Input::None,
         run: Reading::download,
     },
@@ -49,6 +49,15 @@ const ENDPOINTS: &[Endpoint<Reading>] = &[
         run: Reading::speedtest,
     },
 ];
+
+/// What the endpoint of this name takes.
+pub(crate) fn params_of(name: &str) -> Vec<&'static [Param]> {
+    ENDPOINTS
+        .iter()
+        .filter(|endpoint| endpoint.name == name)
+        .map(|endpoint| endpoint.params)
+        .collect()
+}
 
 /// Checks that the caller may read the snapshot, and opens it.
 pub(crate) fn prepare(

@@ -1,5 +1,6 @@
 //! Chunks in a directory: `.chunks/abcd/<digest>`. Spec: formats.md §4.
 
+use crate::files::Fresh;
 use crate::layout::{CHUNK_DIRS, Layout};
 use crate::lock::SweepLock;
 use crate::{ChunkStore, Result, StoreError};
@@ -9,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Chunks of one datastore.
 #[derive(Clone, Debug)]
@@ -274,19 +275,9 @@ pub(crate) fn sync_file_system(path: &Path) -> Result<()> {
 
 /// Writes a small file so that it is there whole or not at all, also after a power cut.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8], keeper: Keeper) -> Result<()> {
-    let temporary: PathBuf = path.with_extension(format!("tmp_{}", temporary_suffix()));
-    let written = (|| {
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o644);
-        let mut file = options.open(&temporary).map_err(io("create", &temporary))?;
-        keeper.own_file(&file, &temporary)?;
-        file.write_all(bytes).map_err(io("write", &temporary))?;
-        file.sync_all().map_err(io("sync", &temporary))?;
-        fs::rename(&temporary, path).map_err(io("write", path))
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
+    // The name that the reference gives such files, and passes over.
+    let temporary = path.with_extension(format!("tmp_{}", temporary_suffix()));
+    let fresh = Fresh { bytes, mode: 0o644, owner: keeper.0 };
+    fresh.write_by_way_of(&temporary, path).map_err(io("write", path))?;
     sync_dir(path.parent().unwrap_or(path))
 }

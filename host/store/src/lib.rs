@@ -8,6 +8,7 @@ pub mod conformance;
 mod crashed;
 mod dir;
 pub mod faulty;
+pub mod files;
 mod garbage;
 mod layout;
 mod lock;

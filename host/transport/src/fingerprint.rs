@@ -2,9 +2,9 @@
 //! Spec: protocol.md §2.4.
 
 use crate::error::{Error, Result};
+use keepwell_store::files::{self, Existing};
 use std::fmt;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -87,23 +87,11 @@ impl KnownServers {
 
 /// Writes a file that only its owner may read, whole or not at all; makes its directory.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    use std::os::unix::fs::DirBuilderExt;
     let dir = path.parent().unwrap_or(path);
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(dir).map_err(Error::file("create", dir))?;
-    let temporary = path.with_extension(format!("tmp_{}", std::process::id()));
-    let written = (|| {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary).map_err(Error::file("create", &temporary))?;
-        file.write_all(bytes).map_err(Error::file("write", &temporary))?;
-        file.sync_all().map_err(Error::file("sync", &temporary))?;
-        fs::rename(&temporary, path).map_err(Error::file("write", path))
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    files::write(path, bytes, 0o600, Existing::Replace).map_err(Error::file("write", path))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use plugin_pxar::decode::{Decoder, Next};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("blob", blob),
     ("dynamic_index", dynamic_index),
     ("fixed_index", fixed_index),
@@ -25,6 +25,7 @@ pub const TARGETS: [Target; 9] = [
     ("pxar", pxar),
     ("pattern", pattern),
     ("names", names),
+    ("request", keepwell_server::fuzz::request),
 ];
 
 fn key() -> EncryptionKey {

@@ -267,8 +267,12 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
     let kind = matches.get_one("backup-type").copied().unwrap_or(BackupType::Host);
     let time = matches.get_one::<i64>("backup-time").copied().unwrap_or_else(now);
     let snapshot = SnapshotId { group: GroupId { kind, id }, time: BackupTime::from_unix(time)? };
+    let repository = Repository::find(matches.get_one("repository"))?;
+    for spec in specs.iter().filter(|spec| spec.archive_type.origin == OriginKind::Directory) {
+        repository_below(&spec.path, &repository)?;
+    }
     Ok(Plan {
-        repository: Repository::find(matches.get_one("repository"))?,
+        repository,
         namespace: namespace_of(matches),
         snapshot,
         specs,
@@ -282,7 +286,7 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
-    let plan = plan(plugins, matches)?;
+    let mut plan = plan(plugins, matches)?;
     // A bar would run over the prompt for a password.
     let shower = Shower::plain();
     announce(&plan, &shower);

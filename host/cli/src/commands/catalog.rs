@@ -31,7 +31,7 @@ pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
-    let parameters = CryptParameters::of(matches)?;
+    let mut parameters = CryptParameters::of(matches)?;
     let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     let reader = store.sessions().open(&namespace_of(matches), snapshot_of(matches)?)?;
     let key = parameters.unlock()?;

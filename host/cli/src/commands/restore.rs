@@ -154,7 +154,7 @@ fn find_snapshot(store: &Store, namespace: &Namespace, given: &str) -> Result<Sn
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    let parameters = CryptParameters::of(matches)?;
+    let mut parameters = CryptParameters::of(matches)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let patterns = patterns_of(matches)?;
     let store = Repository::find(matches.get_one("repository"))?.open(matches)?;

@@ -12,7 +12,9 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::plugin::{Document, Layout};
 use keepwell_model::AuthId;
 use keepwell_model::names::is_datastore_name;
-use keepwell_server::access::{Access, Grant, Token, User, check_grant, hash_password, hash_token};
+use keepwell_server::access::{
+    Access, Account, Grant, Token, User, check_grant, hash_password, hash_token,
+};
 use keepwell_server::calendar::CalendarEvent;
 use keepwell_server::config::{Datastore, Datastores, Jobs, Maintenance, MaintenanceKind};
 use keepwell_server::{Config, Environment, Identity, Server, certificate_fingerprint};
@@ -408,9 +410,7 @@ fn init(matches: &ArgMatches) -> Result<()> {
         users: vec![User {
             id: user.to_string(),
             password: Some(hash_password(&password)?),
-            enabled: true,
-            expire: None,
-            comment: None,
+            account: Account::default(),
         }],
         grants: vec![Grant {
             path: "/".into(),
@@ -547,8 +547,8 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
     if verb == "list" {
         let rows = access.users.iter().map(|user| {
             json!({
-                "userid": user.id, "enable": user.enabled, "expire": user.expire.unwrap_or(0),
-                "comment": user.comment,
+                "userid": user.id, "enable": user.account.enabled,
+                "expire": user.account.expire.unwrap_or(0), "comment": user.account.comment,
             })
         });
         let rows = rows.collect();
@@ -565,13 +565,13 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
                 bail!("user '{id}' exists already");
             }
             let password = Some(hash_password(&password(matches)?)?);
-            let mut user = User { id, password, enabled: true, expire: None, comment: None };
-            change_account(matches, &mut user.enabled, &mut user.expire, &mut user.comment);
+            let mut user = User { id, password, account: Account::default() };
+            change_account(matches, &mut user.account);
             access.users.push(user);
         }
         "update" => {
             let user = &mut access.users[place.ok_or_else(missing)?];
-            change_account(matches, &mut user.enabled, &mut user.expire, &mut user.comment);
+            change_account(matches, &mut user.account);
         }
         "passwd" => {
             let place = place.ok_or_else(missing)?;
@@ -587,20 +587,15 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
     Ok(access.save(state)?)
 }
 
-fn change_account(
-    matches: &ArgMatches,
-    enabled: &mut bool,
-    expire: &mut Option<i64>,
-    comment: &mut Option<String>,
-) {
+fn change_account(matches: &ArgMatches, account: &mut Account) {
     if let Some(value) = matches.get_one::<bool>("enable") {
-        *enabled = *value;
+        account.enabled = *value;
     }
     if let Some(value) = matches.get_one::<i64>("expire") {
-        *expire = Some(*value).filter(|value| *value > 0);
+        account.expire = Some(*value).filter(|value| *value > 0);
     }
     if let Some(value) = text(matches, "comment") {
-        *comment = Some(value).filter(|value| !value.is_empty());
+        account.comment = Some(value).filter(|value| !value.is_empty());
     }
 }
 
@@ -609,8 +604,8 @@ fn token(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> R
     if verb == "list" {
         let rows = access.tokens.iter().map(|token| {
             json!({
-                "tokenid": token.id, "enable": token.enabled,
-                "expire": token.expire.unwrap_or(0), "comment": token.comment,
+                "tokenid": token.id, "enable": token.account.enabled,
+                "expire": token.account.expire.unwrap_or(0), "comment": token.account.comment,
             })
         });
         let rows = rows.collect();
@@ -631,14 +626,9 @@ fn token(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> R
         bail!("there is no user '{owner}'");
     }
     let secret = random_secret()?;
-    let mut token = Token {
-        id: id.clone(),
-        secret: hash_token(&secret),
-        enabled: true,
-        expire: None,
-        comment: None,
-    };
-    change_account(matches, &mut token.enabled, &mut token.expire, &mut token.comment);
+    let mut token =
+        Token { id: id.clone(), secret: hash_token(&secret), account: Account::default() };
+    change_account(matches, &mut token.account);
     access.tokens.push(token);
     access.save(state)?;
     write_out(format!("Token:  {id}\nSecret: {}\n", *secret).as_bytes())

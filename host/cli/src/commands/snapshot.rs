@@ -189,7 +189,7 @@ pub(crate) fn forget(matches: &ArgMatches) -> Result<()> {
 
 /// The log is encrypted where the mode says so; nobody signs it.
 pub(crate) fn upload_log(matches: &ArgMatches) -> Result<()> {
-    let parameters = CryptParameters::of(matches)?;
+    let mut parameters = CryptParameters::of(matches)?;
     let snapshot = snapshot_of(matches)?;
     let path = matches.get_one::<PathBuf>("logfile").context("missing argument: logfile")?;
     let shown = path.display();

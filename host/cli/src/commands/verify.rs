@@ -3,7 +3,6 @@
 use super::cancel_on_signal;
 use crate::args::{flag, namespace, namespace_of, number, repository};
 use crate::encryption::{CryptParameters, key_options};
-use crate::remote;
 use crate::repository::Repository;
 use crate::store::{Store, parsed};
 use crate::terminal::{now, upid};
@@ -37,12 +36,14 @@ pub(crate) fn command() -> Command {
 
 /// Asks a server to verify, and follows its task.
 fn verify_there(
-    repository: &Repository,
+    store: &RemoteStore,
     matches: &ArgMatches,
     what: &What,
     namespace: &Namespace,
 ) -> Result<()> {
-    let store = remote::open(repository.server()?, matches)?;
+    if matches.get_one::<std::path::PathBuf>("keyfile").is_some() {
+        bail!("a server verifies without keys: leave --keyfile out");
+    }
     let query = match what {
         What::Everything => RemoteStore::namespace(namespace),
         What::Group(group) => RemoteStore::group(namespace, group),
@@ -76,16 +77,13 @@ fn what(matches: &ArgMatches) -> Result<What> {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let what = what(matches)?;
-    let parameters = CryptParameters::of(matches)?;
     let namespace = namespace_of(matches);
     let repository = Repository::find(matches.get_one("repository"))?;
-    if repository.server().is_ok() {
-        if matches.get_one::<std::path::PathBuf>("keyfile").is_some() {
-            bail!("a server verifies without keys: leave --keyfile out");
-        }
-        return verify_there(&repository, matches, &what, &namespace);
-    }
-    let Store::Local(store) = repository.open(matches)? else { bail!("not a directory") };
+    let store = match repository.open(matches)? {
+        Store::Local(store) => store,
+        Store::Remote(store) => return verify_there(&store, matches, &what, &namespace),
+    };
+    let mut parameters = CryptParameters::of(matches)?;
     if let Some(line) = parameters.announcement() {
         tracing::info!("{line}");
     }

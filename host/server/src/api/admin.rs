@@ -3,7 +3,7 @@
 
 use super::{
     BACKUP_ID, BACKUP_TIME, BACKUP_TYPE, Context, Endpoint, ID, NS, TYPE, endpoint, group,
-    is_safe_name, namespace, snapshot,
+    namespace, snapshot,
 };
 use crate::access::{Privileges, is_token, owns, user_of};
 use crate::error::{ApiError, ApiResult};
@@ -20,7 +20,7 @@ use keepwell_engine::restore::chain;
 use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{
-    ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId,
+    ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId, is_safe_name,
 };
 use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotStore, StoreError};
 use serde_json::{Value, json};

@@ -1,13 +1,13 @@
 //! `nodes/localhost`: tasks and their logs. Spec: protocol.md §7.
 
-use super::{Context, Endpoint, endpoint, is_safe_name};
+use super::{Context, Endpoint, endpoint};
 use crate::access::{Privileges, owns};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, at_least, optional};
 use crate::session::Reply;
 use crate::tasks::TaskItem;
 use hyper::Method;
-use keepwell_model::Upid;
+use keepwell_model::{Upid, is_safe_name};
 use serde_json::{Value, json};
 
 pub(super) const ENDPOINTS: &[Endpoint] = &[
