@@ -3,7 +3,9 @@
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result};
 use crate::snapshot::find;
-use keepwell_model::catalog::{CatalogBytes, CatalogError, CatalogReader, Visit};
+use keepwell_model::catalog::{
+    CatalogBytes, CatalogEntry, CatalogError, CatalogKind, CatalogReader, Visit,
+};
 use keepwell_model::{ArchiveName, Manifest};
 use keepwell_seal::EncryptionKey;
 use keepwell_store::SnapshotReader;
@@ -32,13 +34,11 @@ impl CatalogBytes for StoredCatalog {
     }
 }
 
-/// Calls `visit` with the path and entry of everything in the catalog, in order.
-pub fn walk(
+fn open(
     reader: &Arc<dyn SnapshotReader>,
     manifest: &Manifest,
     key: Option<&Arc<EncryptionKey>>,
-    visit: &mut Visit<'_>,
-) -> Result<()> {
+) -> Result<CatalogReader<StoredCatalog>> {
     let name = ArchiveName::catalog();
     let file = find(manifest, &name).map_err(|error| match error {
         EngineError::NotInManifest { .. } => EngineError::Refused(format!(
@@ -48,5 +48,35 @@ pub fn walk(
         other => other,
     })?;
     let bytes = StoredCatalog(ChunkedArchive::open(reader.clone(), file, key)?);
-    Ok(CatalogReader::open(bytes)?.walk(visit)?)
+    Ok(CatalogReader::open(bytes)?)
+}
+
+/// Calls `visit` with the path and entry of everything in the catalog, in order.
+pub fn walk(
+    reader: &Arc<dyn SnapshotReader>,
+    manifest: &Manifest,
+    key: Option<&Arc<EncryptionKey>>,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    Ok(open(reader, manifest, key)?.walk(visit)?)
+}
+
+/// Entries of the directory at a path, whose first name is an archive's; none where there is no
+/// such directory.
+pub fn list(
+    reader: &Arc<dyn SnapshotReader>,
+    manifest: &Manifest,
+    key: Option<&Arc<EncryptionKey>>,
+    path: &[&[u8]],
+) -> Result<Option<Vec<CatalogEntry>>> {
+    let catalog = open(reader, manifest, key)?;
+    let mut entries = catalog.directory(catalog.root()?)?;
+    for name in path {
+        let found = entries.iter().find(|entry| entry.name == *name);
+        let Some(CatalogKind::Directory { block }) = found.map(|entry| &entry.kind) else {
+            return Ok(None);
+        };
+        entries = catalog.directory(*block)?;
+    }
+    Ok(Some(entries))
 }

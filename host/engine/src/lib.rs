@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod backup;
 pub mod benchmark;
+pub mod browse;
 pub mod catalog;
 pub mod error;
 pub mod input;

@@ -2,6 +2,7 @@
 //! Spec: protocol.md §3, §7.
 
 pub(crate) mod admin;
+mod browse;
 mod node;
 
 use crate::access::{Privileges, owns};
@@ -208,7 +209,10 @@ const OWN: &[Endpoint] = &[
     ),
     endpoint(Method::GET, "access/domains", &[], |_| {
         let pbs = json!({ "realm": "pbs", "type": "pbs", "comment": "Keepwell's own users" });
-        Ok(Reply::Data(json!([pbs])))
+        let pam = json!({
+            "realm": "pam", "type": "pam", "default": true, "comment": "Accounts of the system",
+        });
+        Ok(Reply::Data(json!([pam, pbs])))
     }),
     endpoint(Method::GET, "access/users", &[optional("include_tokens", Kind::Bool)], users),
     endpoint(

@@ -2,6 +2,7 @@
 
 use crate::access::{self, is_token, user_of};
 use crate::error::{ApiError, ApiResult};
+use crate::pam;
 use crate::server::Server;
 use hyper::Method;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap};
@@ -119,7 +120,7 @@ impl Server {
                 Ok(_) => Err("ticket of another user".to_owned()),
                 Err(problem) => Err(problem.to_string()),
             },
-            false => self.check_password(user, password),
+            false => self.check_password(user, password, address),
         };
         outcome.map_err(|reason| refused(&reason))?;
         let ticket = ticket::issue(user, now, &|bytes| self.keys.sign(bytes));
@@ -127,10 +128,14 @@ impl Server {
         Ok(json!({ "CSRFPreventionToken": csrf, "ticket": ticket, "username": user.as_str() }))
     }
 
-    fn check_password(&self, user: &AuthId, password: &str) -> Result<(), String> {
+    fn check_password(&self, user: &AuthId, password: &str, address: IpAddr) -> Result<(), String> {
         let access = self.access();
-        let realm = user_of(user).rsplit_once('@').map_or("", |(_, realm)| realm);
+        let (name, realm) = user_of(user).rsplit_once('@').unwrap_or_default();
         match realm {
+            "pam" => {
+                let service = &self.config.pam_service;
+                pam::check(service, None, name, password, &address.to_string())
+            }
             "pbs" => {
                 let hash = access.user(user.as_str()).and_then(|user| user.password.as_deref());
                 let hash = hash.ok_or("the user has no password")?;

@@ -33,6 +33,9 @@ pub struct Config {
     /// seconds that running backups are given when the server is asked to stop
     #[serde(default = "default_grace")]
     pub shutdown_grace_seconds: u64,
+    /// whose rules in /etc/pam.d count for users of realm pam
+    #[serde(default = "default_pam_service")]
+    pub pam_service: String,
     /// finished tasks whose logs are kept
     #[serde(default = "default_tasks")]
     pub tasks_kept: usize,
@@ -58,6 +61,9 @@ fn default_failures() -> u32 {
 }
 fn default_grace() -> u64 {
     3600
+}
+fn default_pam_service() -> String {
+    "keepwell".into()
 }
 fn default_tasks() -> usize {
     1000

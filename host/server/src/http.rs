@@ -10,7 +10,8 @@ use crate::{backup, reader};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue,
+    LOCATION, UPGRADE,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -19,7 +20,7 @@ use keepwell_transport::{BACKUP_PROTOCOL, READER_PROTOCOL};
 use serde_json::json;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 const TARGET_BYTES_MAX: usize = 3072;
 const BODY_BYTES_MAX: usize = 512 << 10;
 const LOG_BYTES_MAX: usize = (16 << 20) + 44;
+/// Shorter text gains nothing.
+const DEFLATED_BYTES_MIN: usize = 256;
 /// Heads of requests are shorter.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Who guesses passwords waits.
@@ -201,6 +204,7 @@ async fn answer(
     let began = Instant::now();
     tracing::debug!("request: {} {}", request.method(), session::target(request.uri()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let deflates = accepts_deflate(&request);
     let extjs = path.split('/').filter(|part| !part.is_empty()).nth(1) == Some("extjs");
     let (user, outcome) = route(server, peer, request).await;
     let status = outcome.as_ref().map_or_else(|error| error.status, Response::status);
@@ -224,7 +228,38 @@ async fn answer(
                 session::response(StatusCode::OK, session::JSON, body.to_string().into())
             }
         });
-    Ok(response)
+    Ok(if deflates { deflated(response).await } else { response })
+}
+
+fn accepts_deflate(request: &Request<Incoming>) -> bool {
+    let values = request.headers().get_all(ACCEPT_ENCODING).iter();
+    let texts = values.filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(',')).any(|coding| {
+        let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
+        let refused = quality.trim().strip_prefix("q=").and_then(|q| q.parse().ok()) == Some(0.0);
+        name.trim().eq_ignore_ascii_case("deflate") && !refused
+    })
+}
+
+/// Text in the coding `deflate`; anything else, and what is short, as it is.
+async fn deflated(response: Response<Body>) -> Response<Body> {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let is_text = kind.is_some_and(|kind| kind != session::BYTES);
+    let (mut head, body) = response.into_parts();
+    let Body::Whole(whole) = body else { return Response::from_parts(head, body) };
+    let Ok(whole) = whole.collect().await;
+    let bytes = whole.to_bytes();
+    if !is_text || bytes.len() < DEFLATED_BYTES_MIN {
+        return Response::from_parts(head, Body::Whole(bytes.into()));
+    }
+    let level = flate2::Compression::default();
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+    let packed = encoder.write_all(&bytes).and_then(|()| encoder.finish());
+    // Writing to memory does not fail.
+    let Ok(packed) = packed else { return Response::from_parts(head, Body::Whole(bytes.into())) };
+    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("deflate"));
+    head.headers.insert(CONTENT_LENGTH, packed.len().into());
+    Response::from_parts(head, Body::Whole(Bytes::from(packed).into()))
 }
 
 /// Answers a request; tells who sent it.

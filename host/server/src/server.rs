@@ -8,13 +8,17 @@ use crate::http;
 use crate::keys::{self, AuthKeys};
 use crate::stores::{self, Purpose};
 use crate::tasks::{Identity, Task, Tasks};
-use keepwell_engine::plugin::RetentionPolicy;
+use keepwell_engine::Cancel;
+use keepwell_engine::plugin::{Reader, RetentionPolicy};
 use keepwell_model::{AuthId, Namespace};
 use keepwell_store::DirStore;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// Makes a reader of archives by their extension.
+pub type ReaderMaker = Box<dyn Fn(&str, Cancel) -> Result<Box<dyn Reader>, String> + Send + Sync>;
 
 /// What the server is told of the world around it.
 pub struct Environment {
@@ -25,6 +29,8 @@ pub struct Environment {
     pub utc_offset: fn(i64) -> i32,
     /// a retention policy with the documented rules
     pub policy: Box<dyn Fn() -> Result<Box<dyn RetentionPolicy>, String> + Send + Sync>,
+    /// reads archives of an extension, until it is cancelled
+    pub reader: ReaderMaker,
     /// `3.2.4`: the version whose behaviour clients may expect
     pub version: &'static str,
 }

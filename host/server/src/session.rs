@@ -6,16 +6,20 @@ use crate::params::{Given, Param, Params};
 use crate::tasks::Task;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::body::{Body as _, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::{Value, json};
 use std::convert::Infallible;
+use std::io::{self, Write as _};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// How much a client may send before it is taken: of one request, and of all.
 const WINDOW_BYTES: u32 = 16 << 20;
@@ -29,7 +33,88 @@ pub(crate) const JSON: &str = "application/json;charset=UTF-8";
 pub(crate) const BYTES: &str = "application/octet-stream";
 
 /// An answer's body as it goes out.
-pub(crate) type Body = Full<Bytes>;
+pub(crate) enum Body {
+    Whole(Full<Bytes>),
+    /// what a thread writes meanwhile; an error cuts the connection
+    Streamed(mpsc::Receiver<io::Result<Bytes>>),
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::Whole(Full::default())
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Whole(body) => {
+                let polled = Pin::new(body).poll_frame(context);
+                polled.map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
+            Self::Streamed(parts) => {
+                parts.poll_recv(context).map(|part| part.map(|part| part.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Streamed(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Streamed(_) => hyper::body::SizeHint::default(),
+        }
+    }
+}
+
+/// Parts of a streamed body that wait for the client, and how large they are.
+const PARTS_WAITING: usize = 4;
+const PART_BYTES: usize = 256 << 10;
+
+/// Writes a streamed body; waits while the client takes nothing.
+struct BodyWriter(mpsc::Sender<io::Result<Bytes>>);
+
+impl io::Write for BodyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let part = Bytes::copy_from_slice(bytes);
+        let sent = self.0.blocking_send(Ok(part));
+        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone"))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a whole body.
+pub(crate) type Produce = Box<dyn FnOnce(&mut dyn io::Write) -> Result<(), String> + Send>;
+
+/// Runs `produce` on a thread of its own while the client reads.
+fn streamed(produce: Produce) -> Body {
+    let (sender, receiver) = mpsc::channel(PARTS_WAITING);
+    tokio::task::spawn_blocking(move || {
+        let mut out = io::BufWriter::with_capacity(PART_BYTES, BodyWriter(sender.clone()));
+        let produced = produce(&mut out);
+        if let Err(problem) = produced.and_then(|()| out.flush().map_err(|e| e.to_string())) {
+            tracing::warn!("a download ended early: {problem}");
+            let _ = sender.blocking_send(Err(io::Error::other(problem)));
+        }
+    });
+    Body::Streamed(receiver)
+}
 
 /// What a request is answered with.
 pub(crate) enum Reply {
@@ -40,6 +125,11 @@ pub(crate) enum Reply {
     /// JSON as it is, with the content type of a task's log
     Log(Value),
     Bytes(Vec<u8>),
+    /// bytes that are made while they are sent, and the name to save them under
+    Stream {
+        name: String,
+        produce: Produce,
+    },
     /// a file to be saved under this name
     Text {
         name: String,
@@ -61,16 +151,25 @@ impl Reply {
             Self::Log(value) => ("application/json", value.to_string().into()),
             Self::Bytes(bytes) => (BYTES, bytes.into()),
             Self::Text { name, text } => {
-                let mut response = response(StatusCode::OK, "text/plain", text.into());
-                let value = format!("attachment; filename=\"{name}\"");
-                if let Ok(value) = value.parse() {
-                    response.headers_mut().insert("content-disposition", value);
-                }
-                return response;
+                return attached(&name, response(StatusCode::OK, "text/plain", text.into()));
+            }
+            Self::Stream { name, produce } => {
+                let mut response = Response::new(streamed(produce));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(BYTES));
+                return attached(&name, response);
             }
         };
         response(StatusCode::OK, kind, body)
     }
+}
+
+/// To be saved under a name.
+fn attached(name: &str, mut response: Response<Body>) -> Response<Body> {
+    let safe: String = name.chars().map(|c| if "\"\\".contains(c) { '_' } else { c }).collect();
+    if let Ok(value) = format!("attachment; filename=\"{safe}\"").parse() {
+        response.headers_mut().insert("content-disposition", value);
+    }
+    response
 }
 
 impl ApiError {
@@ -81,7 +180,7 @@ impl ApiError {
 
 pub(crate) fn response(status: StatusCode, kind: &str, body: Bytes) -> Response<Body> {
     let length = body.len();
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Body::Whole(Full::new(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     if let Ok(kind) = kind.parse() {

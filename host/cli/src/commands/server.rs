@@ -10,6 +10,7 @@ use crate::terminal::{node_name, now, process_start, utc_offset};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::plugin::{Document, Layout};
+use keepwell_engine::report::Report;
 use keepwell_model::AuthId;
 use keepwell_model::names::is_datastore_name;
 use keepwell_server::access::{
@@ -52,6 +53,13 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<()> {
     let node = config.node.clone().unwrap_or_else(node_name);
     let identity = Identity { node, pid: std::process::id(), process_start: process_start() };
     let plugins = Arc::new(Plugins::load()?);
+    let of_readers = plugins.clone();
+    let reader = move |extension: &str, cancel| {
+        let loaded = of_readers.reader_for(extension);
+        let loaded = loaded.ok_or_else(|| format!("no plugin reads '{extension}' archives"))?;
+        let (report, _) = Report::new();
+        loaded.plugin.reader(report, cancel).map_err(|error| error.to_string())
+    };
     let policy = move || {
         let loaded = plugins.policy(None).map_err(|error| error.to_string())?;
         loaded.plugin.retention().map_err(|error| error.to_string())
@@ -61,6 +69,7 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<()> {
         now,
         utc_offset,
         policy: Box::new(policy),
+        reader: Box::new(reader),
         version: PROTOCOL_VERSION,
     };
     let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
@@ -375,6 +384,11 @@ fn require_pbs(user: &AuthId) -> Result<()> {
     }
 }
 
+/// Whether the password is the system's business.
+fn is_of_system(user: &AuthId) -> bool {
+    user.as_str().ends_with("@pam") && !user.as_str().contains('!')
+}
+
 fn init(matches: &ArgMatches) -> Result<()> {
     let dir = matches.get_one::<PathBuf>("dir").context("missing argument: dir")?;
     let user = matches.get_one::<AuthId>("user").context("missing option: --user")?;
@@ -555,7 +569,10 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
         return table(plugins, matches, rows, &["userid", "enable", "expire", "comment"]);
     }
     let id = id_of(matches, "user")?;
-    require_pbs(&id)?;
+    let of_system = is_of_system(&id);
+    if !of_system && require_pbs(&id).is_err() {
+        bail!("'{id}' is no user of realm pbs or pam (USER@pbs, USER@pam)");
+    }
     let id = id.to_string();
     let place = access.users.iter().position(|user| user.id == id);
     let missing = || anyhow!("there is no user '{id}'");
@@ -564,7 +581,10 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
             if place.is_some() {
                 bail!("user '{id}' exists already");
             }
-            let password = Some(hash_password(&password(matches)?)?);
+            let password = match of_system {
+                true => None,
+                false => Some(hash_password(&password(matches)?)?),
+            };
             let mut user = User { id, password, account: Account::default() };
             change_account(matches, &mut user.account);
             access.users.push(user);
@@ -572,6 +592,9 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
         "update" => {
             let user = &mut access.users[place.ok_or_else(missing)?];
             change_account(matches, &mut user.account);
+        }
+        "passwd" if of_system => {
+            bail!("the password of '{id}' is that of a system account: use passwd")
         }
         "passwd" => {
             let place = place.ok_or_else(missing)?;

@@ -1,6 +1,7 @@
 //! `admin/datastore`: groups, snapshots, namespaces, and the tasks on them. Spec: protocol.md §3,
 //! semantics.md §2 to §9.
 
+use super::browse::{self, Opened};
 use super::{
     BACKUP_ID, BACKUP_TIME, BACKUP_TYPE, Context, Endpoint, ID, NS, TYPE, endpoint, group,
     namespace, snapshot,
@@ -76,6 +77,13 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
     store!(GET "download-decoded" &[
         NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("file-name", Kind::Form(is_safe_name)),
     ], download_decoded),
+    store!(GET "catalog" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("filepath", Kind::Text),
+    ], catalog),
+    store!(GET "pxar-file-download" &[
+        NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("filepath", Kind::Text),
+        optional("tar", Kind::Bool),
+    ], file_download),
     Endpoint {
         method: Method::POST,
         path: "admin/datastore/{}/upload-backup-log",
@@ -262,43 +270,47 @@ fn files(context: &Context) -> ApiResult<Reply> {
     Ok(Reply::Data(to_value(&list::files(&store, &namespace, &snapshot)?)?))
 }
 
-/// The bytes of a file of a snapshot that the caller may read.
-fn file(context: &Context) -> ApiResult<(ArchiveName, Vec<u8>, DirStore)> {
+fn not_found(name: &str) -> ApiError {
+    let text = format!("open file \"{name}\" failed - not found");
+    ApiError::new(StatusCode::NOT_FOUND, text)
+}
+
+/// The bytes of a file of a snapshot, as they are stored.
+fn download(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
     let store = open(context, Purpose::Read)?;
     context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
     let given = context.params.text("file-name").unwrap_or_default();
-    let missing = || {
-        let text = format!("open file \"{given}\" failed - not found");
-        ApiError::new(StatusCode::NOT_FOUND, text)
-    };
+    let missing = || not_found(given);
     let name: ArchiveName = given.parse().map_err(|_| missing())?;
     let reader = SessionStore::open(&store, &namespace, &snapshot)?;
     let bytes = reader.read_file(&name).map_err(|error| match error {
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => missing(),
         other => other.into(),
     })?;
-    drop(reader);
-    Ok((name, bytes, store))
+    Ok(Reply::Bytes(bytes))
 }
 
-fn download(context: &Context) -> ApiResult<Reply> {
-    Ok(Reply::Bytes(file(context)?.1))
+/// A snapshot whose content the caller may see.
+fn opened(context: &Context) -> ApiResult<Opened> {
+    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
+    let store = open(context, Purpose::Read)?;
+    context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
+    Opened::new(SessionStore::open(&store, &namespace, &snapshot)?)
 }
 
 fn download_decoded(context: &Context) -> ApiResult<Reply> {
-    let (name, bytes, _) = file(context)?;
-    if name.kind() != keepwell_model::names::ArchiveKind::Blob {
-        let text = "archives can't be decoded here: use a restore";
-        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
-    }
-    let bad = |problem: String| ApiError::bad(format!("{name}: {problem}"));
-    let blob = Blob::parse(bytes).map_err(|error| bad(error.to_string()))?;
-    if blob.kind().is_encrypted() {
-        return Err(ApiError::bad(format!("cannot decode '{name}' - is encrypted")));
-    }
-    let opened = keepwell_seal::Opener::new().and_then(|mut opener| opener.open(blob, None));
-    Ok(Reply::Bytes(opened.map_err(|error| bad(error.to_string()))?))
+    let given = context.params.text("file-name").unwrap_or_default();
+    let name = given.parse().map_err(|_| not_found(given))?;
+    browse::decoded(&opened(context)?, &name)
+}
+
+fn catalog(context: &Context) -> ApiResult<Reply> {
+    browse::catalog(context, &opened(context)?)
+}
+
+fn file_download(context: &Context) -> ApiResult<Reply> {
+    browse::file_download(context, &opened(context)?)
 }
 
 /// Only the owner adds a log, whoever else may do everything.
