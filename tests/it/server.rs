@@ -322,6 +322,11 @@ fn maintenance_keeps_clients_out() {
 }
 
 /// What a backup that did not finish may leave: nothing that is seen.
+/// Between no time and a second, so that a backup is hit anywhere.
+fn some_time(turn: u64) -> Duration {
+    Duration::from_millis(u64::from(noise(turn, 1)[0]) * 4)
+}
+
 fn left_over(repo: &Path, group: &str) -> Vec<String> {
     let entries = fs::read_dir(repo.join("host").join(group)).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -332,11 +337,11 @@ fn left_over(repo: &Path, group: &str) -> Vec<String> {
 fn a_backup_whose_client_dies_leaves_nothing() {
     let served = Served::new();
     served.world.write("tree/big", noise(3, 64 << 20));
-    for turn in 0..6u64 {
+    for turn in 0..20 {
         let mut client = served.client_of(USER, PASSWORD);
         client.args(["backup", "root.pxar:tree", "--backup-id", "me", "--rate", "20MB"]);
         let mut child = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(150 + 130 * turn));
+        std::thread::sleep(some_time(turn));
         child.kill().unwrap();
         child.wait().unwrap();
         served.wait("the end of its task", || left_over(&served.world.repo(), "me").is_empty());
@@ -354,11 +359,11 @@ fn a_server_that_dies_loses_nothing() {
     served.world.write("tree/big", noise(4, 64 << 20));
     served.world.write("small/file", "small");
     served.ok("backup root.pxar:small --backup-id me --backup-time 1700000000");
-    for turn in 0..4u64 {
+    for turn in 20..40 {
         let mut client = served.client_of(USER, PASSWORD);
         client.args(["backup", "root.pxar:tree", "--backup-id", "me", "--rate", "20MB"]);
         let child = client.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(250 + 200 * turn));
+        std::thread::sleep(some_time(turn));
         served.kill();
         let run = Run::from(child.wait_with_output().unwrap());
         run.assert_failed("a backup whose server died");

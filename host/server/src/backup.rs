@@ -9,7 +9,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, Params, at_least, is, optional, required};
 use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
-use crate::stores::Purpose;
+use crate::stores::{self, Purpose};
 use crate::tasks::Task;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, StatusCode};
@@ -506,17 +506,7 @@ impl Backup {
         let given = params.text("archive-name").unwrap_or_default();
         let previous = self.previous.as_ref();
         let previous = previous.ok_or_else(|| ApiError::bad("no valid previous backup"))?;
-        let missing = || {
-            let text = format!("open file \"{given}\" failed - not found");
-            ApiError::new(StatusCode::NOT_FOUND, text)
-        };
-        let name: ArchiveName = given.parse().map_err(|_| missing())?;
-        let bytes = previous.read_file(&name).map_err(|error| match error {
-            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                missing()
-            }
-            other => other.into(),
-        })?;
+        let (name, bytes) = stores::read_file(&**previous, given)?;
         self.task.log(&format!("download '{name}' from previous backup."));
         if name.kind() != ArchiveKind::Blob {
             let index = keepwell_store::parse_index(&name, previous.snapshot(), bytes.clone())?;

@@ -6,13 +6,13 @@ use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, Params, is, required};
 use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
-use crate::stores::Purpose;
+use crate::stores::{self, Purpose};
 use crate::tasks::Task;
+use hyper::Method;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Method, StatusCode};
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveName, ChunkDigest, is_safe_name};
-use keepwell_store::{SessionStore, SnapshotReader, StoreError};
+use keepwell_model::{ChunkDigest, is_safe_name};
+use keepwell_store::{SessionStore, SnapshotReader};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -117,17 +117,7 @@ pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
 impl Reading {
     fn download(&self, params: &Params, _: Vec<u8>) -> ApiResult<Reply> {
         let given = params.text("file-name").unwrap_or_default();
-        let not_found = || {
-            let text = format!("open file \"{given}\" failed - not found");
-            ApiError::new(StatusCode::NOT_FOUND, text)
-        };
-        let name: ArchiveName = given.parse().map_err(|_| not_found())?;
-        let bytes = self.reader.read_file(&name).map_err(|error| match error {
-            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                not_found()
-            }
-            other => other.into(),
-        })?;
+        let (name, bytes) = stores::read_file(&*self.reader, given)?;
         self.task.log(&format!("download \"{given}\""));
         if name.kind() != ArchiveKind::Blob {
             let index = keepwell_store::parse_index(&name, self.reader.snapshot(), bytes.clone())?;

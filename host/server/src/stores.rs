@@ -2,7 +2,9 @@
 
 use crate::config::{Datastore, Datastores, MaintenanceKind};
 use crate::error::{ApiError, ApiResult};
-use keepwell_store::DirStore;
+use hyper::StatusCode;
+use keepwell_model::ArchiveName;
+use keepwell_store::{DirStore, SnapshotReader, StoreError};
 
 /// What somebody wants of a datastore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,26 @@ pub(crate) fn open(all: &Datastores, name: &str, purpose: Purpose) -> ApiResult<
     let store = all.find(name).ok_or_else(missing)?;
     check_maintenance(store, purpose)?;
     Ok(DirStore::open(&store.path)?)
+}
+
+pub(crate) fn no_such_file(name: &str) -> ApiError {
+    let text = format!("open file \"{name}\" failed - not found");
+    ApiError::new(StatusCode::NOT_FOUND, text)
+}
+
+/// The bytes of a snapshot's file that a client names, as they are stored.
+pub(crate) fn read_file(
+    reader: &dyn SnapshotReader,
+    given: &str,
+) -> ApiResult<(ArchiveName, Vec<u8>)> {
+    let name: ArchiveName = given.parse().map_err(|_| no_such_file(given))?;
+    match reader.read_file(&name) {
+        Ok(bytes) => Ok((name, bytes)),
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(no_such_file(given))
+        }
+        Err(other) => Err(other.into()),
+    }
 }
 
 fn check_maintenance(store: &Datastore, purpose: Purpose) -> ApiResult<()> {

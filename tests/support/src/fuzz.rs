@@ -11,6 +11,8 @@ use keepwell_seal::{
 };
 use plugin_pxar::decode::{Decoder, Next};
 
+pub use keepwell_server::fuzz::request;
+
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -25,7 +27,7 @@ pub const TARGETS: [Target; 10] = [
     ("pxar", pxar),
     ("pattern", pattern),
     ("names", names),
-    ("request", keepwell_server::fuzz::request),
+    ("request", request),
 ];
 
 fn key() -> EncryptionKey {

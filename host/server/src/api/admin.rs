@@ -11,9 +11,9 @@ use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, at_least, is, optional, required};
 use crate::server::{Server, acl_path};
 use crate::session::Reply;
-use crate::stores::Purpose;
+use crate::stores::{self, Purpose};
 use crate::tasks::Task;
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use keepwell_engine::list;
 use keepwell_engine::plugin::OptionValue;
 use keepwell_engine::prune::{self, PruneItem, Time};
@@ -21,9 +21,9 @@ use keepwell_engine::restore::chain;
 use keepwell_engine::snapshot::{UnverifiedManifest, change_unprotected};
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{
-    ArchiveName, AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId, is_safe_name,
+    AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId, is_safe_name,
 };
-use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotStore, StoreError};
+use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotReader, SnapshotStore};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -270,38 +270,27 @@ fn files(context: &Context) -> ApiResult<Reply> {
     Ok(Reply::Data(to_value(&list::files(&store, &namespace, &snapshot)?)?))
 }
 
-fn not_found(name: &str) -> ApiError {
-    let text = format!("open file \"{name}\" failed - not found");
-    ApiError::new(StatusCode::NOT_FOUND, text)
-}
-
-/// The bytes of a file of a snapshot, as they are stored.
-fn download(context: &Context) -> ApiResult<Reply> {
-    let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Read)?;
-    context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
-    let given = context.params.text("file-name").unwrap_or_default();
-    let missing = || not_found(given);
-    let name: ArchiveName = given.parse().map_err(|_| missing())?;
-    let reader = SessionStore::open(&store, &namespace, &snapshot)?;
-    let bytes = reader.read_file(&name).map_err(|error| match error {
-        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => missing(),
-        other => other.into(),
-    })?;
-    Ok(Reply::Bytes(bytes))
-}
-
 /// A snapshot whose content the caller may see.
-fn opened(context: &Context) -> ApiResult<Opened> {
+fn readable(context: &Context) -> ApiResult<Arc<dyn SnapshotReader>> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
     let store = open(context, Purpose::Read)?;
     context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
-    Opened::new(SessionStore::open(&store, &namespace, &snapshot)?)
+    Ok(SessionStore::open(&store, &namespace, &snapshot)?)
+}
+
+fn opened(context: &Context) -> ApiResult<Opened> {
+    Opened::new(readable(context)?)
+}
+
+/// The bytes of a file as they are stored.
+fn download(context: &Context) -> ApiResult<Reply> {
+    let given = context.params.text("file-name").unwrap_or_default();
+    Ok(Reply::Bytes(stores::read_file(&*readable(context)?, given)?.1))
 }
 
 fn download_decoded(context: &Context) -> ApiResult<Reply> {
     let given = context.params.text("file-name").unwrap_or_default();
-    let name = given.parse().map_err(|_| not_found(given))?;
+    let name = given.parse().map_err(|_| stores::no_such_file(given))?;
     browse::decoded(&opened(context)?, &name)
 }
 
