@@ -7,7 +7,7 @@ use crate::words::{join_flags, parse_bool};
 use anyhow::{Result, anyhow, bail};
 use clap::builder::OsStringValueParser;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use keepwell_engine::pattern::Pattern;
 use keepwell_engine::plugin::{OptionKind, OptionSpec, OptionValue};
 use keepwell_model::{Namespace, size};
@@ -21,8 +21,9 @@ pub(crate) fn command(plugins: &Plugins, _arguments: &[OsString]) -> Result<Comm
         .version(env!("CARGO_PKG_VERSION"))
         .about("Backs up file trees and images, and restores them")
         .long_about(
-            "Backs up file trees and images into a local directory, in the formats of Proxmox \
-             Backup, and restores them.\n\nA repository is a directory (a path with a '/'), given \
+            "Backs up file trees and images to a server or into a local directory, in the formats \
+             of Proxmox Backup, and restores them; or is such a server.\n\nA repository is a \
+             directory (a path with a '/') or [[user@realm[!token]@]server[:port]:]datastore, given \
              by --repository or PBS_REPOSITORY. Exit code: 0, or 255 for any error.",
         )
         .infer_subcommands(true)
@@ -100,9 +101,18 @@ pub(crate) fn output_format(plugins: &Plugins) -> Arg {
 /// Limits of transfer, for servers.
 pub(crate) fn limits() -> [Arg; 2] {
     [
-        option("rate", "SIZE", "Most bytes a second to and from a server, such as 5MB"),
-        option("burst", "SIZE", "Bytes that may go faster after a pause [default: one second's]"),
+        option("rate", "SIZE", "Most bytes a second to and from a server, such as 5MB")
+            .value_parser(positive_size),
+        option("burst", "SIZE", "Bytes that may go faster after a pause [default: one second's]")
+            .value_parser(positive_size),
     ]
+}
+
+fn positive_size(text: &str) -> Result<u64, String> {
+    match size::parse(text).map_err(|problem| problem.to_string())? {
+        0 => Err("it is too little".into()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// The namespace given, or the root.
@@ -209,10 +219,14 @@ pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<Ar
     let arguments = complete_command(&command, arguments);
     let words: Vec<String> =
         arguments.iter().skip(1).filter_map(|word| word.to_str().map(str::to_owned)).collect();
+    let foreign = arguments.iter().find(|word| word.to_str().is_none()).cloned();
     let error = match command.try_get_matches_from_mut(arguments) {
         Ok(matches) => return Ok(matches),
         Err(error) => error,
     };
+    if let Some(foreign) = foreign.filter(|_| error.kind() == ErrorKind::InvalidUtf8) {
+        bail!("'{}' is not UTF-8: this argument can't be used", foreign.display());
+    }
     let rendered = error.render().to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         bail!(Shown(rendered));
@@ -256,7 +270,11 @@ fn usage_of(mut command: Command, words: &[String]) -> String {
     command.bin_name(name).render_usage().to_string()
 }
 
+fn whole_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it is no whole number from 0 up".into())
+}
+
 /// A whole number option.
 pub(crate) fn number(name: &'static str, value: &'static str, help: &'static str) -> Arg {
-    option(name, value, help).value_parser(value_parser!(u64))
+    option(name, value, help).value_parser(whole_number).allow_negative_numbers(true)
 }

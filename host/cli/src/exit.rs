@@ -144,7 +144,9 @@ fn engine_hint(error: &EngineError) -> Option<String> {
         EngineError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
             "Choose another target."
         }
-        EngineError::ChunkDamaged { .. } => "Use --keep-going to restore what is not damaged.",
+        EngineError::ChunkDamaged { .. } => {
+            "Use --keep-going to restore what is not damaged, and to be told what is lost."
+        }
         EngineError::Entry { problem, .. } if problem.contains(": File exists") => {
             "Restore into an empty directory, or use --allow-existing-dirs and --overwrite."
         }

@@ -106,6 +106,23 @@ impl Plugins {
     }
 }
 
+/// Larger components are none.
+const PLUGIN_BYTES_MAX: u64 = 256 << 20;
+
+fn read_plugin(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    // Not opened before it is known to be a file: opening a pipe would wait.
+    if !std::fs::metadata(path)?.is_file() {
+        bail!("it is no regular file");
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(PLUGIN_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > PLUGIN_BYTES_MAX {
+        bail!("it has more than 256 MiB");
+    }
+    Ok(bytes)
+}
+
 fn load_dir(runtime: &Runtime, dir: &Path) -> Result<Vec<Loaded>> {
     let shown = dir.display();
     let entries = std::fs::read_dir(dir)
@@ -115,13 +132,18 @@ fn load_dir(runtime: &Runtime, dir: &Path) -> Result<Vec<Loaded>> {
     files.sort();
     let mut loaded = Vec::new();
     for file in files {
-        let bytes = std::fs::read(&file)
-            .with_context(|| format!("unable to read plugin '{}'", file.display()))?;
+        let bytes = read_plugin(&file).with_context(|| {
+            let shown = file.display();
+            format!("unable to read plugin '{shown}' - remove it, or change KEEPWELL_PLUGIN_PATH")
+        })?;
         // Plugins live as long as the process.
         let bytes: &'static [u8] = bytes.leak();
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let plugin = runtime.plugin(&name, bytes);
-        let info = plugin.info().with_context(|| format!("in '{}'", file.display()))?;
+        let info = plugin.info().with_context(|| {
+            let shown = file.display();
+            format!("'{shown}' is no plugin - remove it, or change KEEPWELL_PLUGIN_PATH")
+        })?;
         if info.name.is_empty() {
             bail!("plugin '{}' has no name", file.display());
         }

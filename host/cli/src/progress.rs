@@ -96,7 +96,7 @@ impl Progress {
         };
         let bar = (style == Style::Bar).then(|| {
             let bar = ProgressBar::no_length();
-            bar.set_style(template("{spinner} {msg}"));
+            bar.set_style(template("{spinner} {wide_msg}"));
             bar
         });
         let shower = Shower { bar, turn: Arc::default() };
@@ -220,7 +220,7 @@ impl Ticker {
                 Style::Bar => {
                     if let Some(bar) = &self.shower.bar {
                         if reading.total > 0 && bar.length().is_none() {
-                            bar.set_style(template("{spinner} [{bar:30}] {msg}"));
+                            bar.set_style(template("{spinner} [{bar:16}] {wide_msg}"));
                         }
                         if reading.total > 0 {
                             // A guess may be too small.

@@ -4,9 +4,8 @@
 use crate::repository::ServerRepository;
 use crate::secrets::{from_environment, login_password};
 use crate::terminal::{config_dir, now, run_dir};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
-use keepwell_model::size;
 use keepwell_transport::{
     Client, ClientOptions, DEFAULT_PORT, Error, Fingerprint, KnownServers, Proxy, RateLimit,
     RemoteStore, Secret, TicketCache, Trust,
@@ -20,16 +19,8 @@ pub(crate) fn ticket_cache() -> Option<TicketCache> {
 
 /// What `--rate` and `--burst` allow, in bytes a second.
 fn limit(matches: &ArgMatches) -> Result<Option<RateLimit>> {
-    let given = |name: &str| matches.try_get_one::<String>(name).ok().flatten();
-    let bytes = |name: &str| match given(name) {
-        Some(text) => match size::parse(text) {
-            Ok(0) => bail!("--{name}: '{text}' is too little"),
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(problem) => Err(anyhow!("--{name}: {problem}")),
-        },
-        None => Ok(None),
-    };
-    match (bytes("rate")?, bytes("burst")?) {
+    let bytes = |name: &str| matches.try_get_one::<u64>(name).ok().flatten().copied();
+    match (bytes("rate"), bytes("burst")) {
         (Some(rate), burst) => Ok(Some(RateLimit::new(rate, burst))),
         (None, Some(_)) => bail!("--burst needs --rate"),
         (None, None) => Ok(None),

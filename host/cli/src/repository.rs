@@ -2,7 +2,7 @@
 
 use crate::remote;
 use crate::store::Store;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ArgMatches;
 use keepwell_model::AuthId;
 use keepwell_model::names::is_datastore_name;
@@ -139,14 +139,15 @@ impl fmt::Display for Repository {
 impl Repository {
     /// From `--repository` or the environment.
     pub(crate) fn find(given: Option<&String>) -> Result<Self> {
-        let from_environment =
-            || std::env::var("PBS_REPOSITORY").ok().filter(|text| !text.is_empty());
-        let text = given.cloned().or_else(from_environment).ok_or_else(|| {
-            anyhow!(
-                "unable to get (default) repository: use --repository PATH or set PBS_REPOSITORY"
-            )
-        })?;
-        text.parse()
+        if let Some(given) = given {
+            return given.parse();
+        }
+        let set = std::env::var_os("PBS_REPOSITORY").filter(|text| !text.is_empty());
+        let set = set.context(
+            "unable to get (default) repository: use --repository PATH or set PBS_REPOSITORY",
+        )?;
+        let wrong = || anyhow!("PBS_REPOSITORY '{}' is not UTF-8: rename it", set.display());
+        set.to_str().ok_or_else(wrong)?.parse()
     }
 
     /// Opens an existing one.
@@ -166,6 +167,11 @@ impl Repository {
             }
             _ => self.open(matches),
         }
+    }
+
+    /// Whether the first backup would make it.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Local { path, .. } if DirStore::can_create(path))
     }
 
     /// Opens one, unless it would have to be made: a dry run touches nothing.

@@ -150,7 +150,9 @@ pub(crate) fn owner() -> String {
 
 /// `$XDG_CACHE_HOME/keepwell` or `~/.cache/keepwell`.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
-    xdg("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("keepwell"))
+    let dir = xdg("XDG_CACHE_HOME", ".cache")?.join("keepwell");
+    // A home that is not there is not made for that.
+    dir.ancestors().nth(2).is_some_and(|home| home.is_dir()).then_some(dir)
 }
 
 /// `$XDG_CONFIG_HOME/proxmox-backup` or `~/.config/proxmox-backup`: shared with other clients.

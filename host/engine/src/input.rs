@@ -8,6 +8,7 @@ pub(crate) mod attributes;
 use crate::plugin::{EntryKind, Failure, Metadata, Timestamp};
 use crate::report::shown_path;
 use attributes::Probes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, Stat};
 use rustix::io::Errno;
 use std::fs::File;
@@ -227,7 +228,8 @@ impl Directory {
 impl InputFile {
     /// The file, block device or pipe that the user named; links are followed.
     pub fn open_named(path: &Path) -> std::io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        // A pipe whose other end nobody has opened is waited for where it is read.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let stat = rustix::fs::fstat(&file)?;
         let kind = kind_of(stat.st_mode);
@@ -257,6 +259,17 @@ impl InputFile {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 other => return other,
             }
+        }
+    }
+
+    /// Waits a moment for bytes or the end, in pipes; false where there is nothing yet.
+    pub fn wait(&self) -> std::io::Result<bool> {
+        let moment = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        let mut polled = [PollFd::new(&self.file, PollFlags::IN)];
+        match poll(&mut polled, Some(&moment)) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -380,6 +393,10 @@ fn failure(error: Errno, place: &Place) -> Failure {
         Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP => Failure::NotFound(text),
         // Leased to a client of a file server.
         Errno::ACCESS | Errno::PERM | Errno::AGAIN => Failure::Denied(text),
+        // One damaged place of a disk does not keep the rest from being backed up.
+        Errno::IO | Errno::BADMSG | Errno::UCLEAN | Errno::REMOTEIO | Errno::NODATA => {
+            Failure::Denied(text)
+        }
         _ => Failure::Io(text),
     }
 }

@@ -130,7 +130,13 @@ pub(crate) fn make_file(
 
 /// Gives a complete file its name.
 pub(crate) fn put_in_place(parent: BorrowedFd<'_>, temporary: &[u8], name: &[u8]) -> Outcome<()> {
-    rustix::fs::renameat(parent, temporary, parent, name).map_err(|error| {
+    let rename = || rustix::fs::renameat(parent, temporary, parent, name);
+    // What is there may be immutable or append-only; it is to go.
+    let renamed = match rename() {
+        Err(Errno::PERM) => without_flags(parent, name, rename),
+        other => other,
+    };
+    renamed.map_err(|error| {
         let _ = rustix::fs::unlinkat(parent, temporary, AtFlags::empty());
         Trouble { step: "overwrite", error }
     })
@@ -236,11 +242,11 @@ pub(crate) fn make_hard_link(
     .map_err(step("create hard link"))
 }
 
-/// Runs `link` while a file is neither immutable nor append-only.
+/// Runs `change` while a file is neither immutable nor append-only.
 fn without_flags(
     dir: BorrowedFd<'_>,
     name: &[u8],
-    link: impl FnOnce() -> Result<(), Errno>,
+    change: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     const FORBIDDING: u32 = 0x10 | 0x20;
     let flags = NAME_FLAGS | OFlags::RDONLY | OFlags::NONBLOCK;
@@ -252,9 +258,9 @@ fn without_flags(
         return Err(Errno::PERM);
     }
     rustix::fs::ioctl_setflags(&file, without)?;
-    let linked = link();
+    let changed = change();
     rustix::fs::ioctl_setflags(&file, kept)?;
-    linked
+    changed
 }
 
 /// Tries again after removing what has the name, where that is allowed. Directories stay.
@@ -266,7 +272,11 @@ fn replacing(
 ) -> Result<(), Errno> {
     match make() {
         Err(Errno::EXIST) if allowed => {
-            rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+            let unlink = || rustix::fs::unlinkat(parent, name, AtFlags::empty());
+            match unlink() {
+                Err(Errno::PERM) => without_flags(parent, name, unlink)?,
+                other => other?,
+            }
             make()
         }
         other => other,

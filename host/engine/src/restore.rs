@@ -218,11 +218,12 @@ impl Dir {
 
     fn path_of(&self, name: &[u8]) -> String {
         let mut path = self.path();
-        if !path.is_empty() {
+        if !path.is_empty() && !name.is_empty() {
             path.push(b'/');
         }
         path.extend(name);
-        shown_path(&path)
+        // The root has no name.
+        if path.is_empty() { "/".into() } else { shown_path(&path) }
     }
 
     fn error(&self, name: &[u8], trouble: Trouble) -> EngineError {
@@ -230,6 +231,17 @@ impl Dir {
         let mut problem = format!("failed to {}: {source}", trouble.step);
         if trouble.step == "set owner" && trouble.error == rustix::io::Errno::PERM {
             problem += " (use --ignore-ownership to restore without root)";
+        }
+        if trouble.error == rustix::io::Errno::PERM {
+            match trouble.step {
+                "create special file" => {
+                    problem += " (use --ignore-extract-device-errors to do without it)";
+                }
+                "overwrite" | "create file" | "create hard link" | "create directory" => {
+                    problem += " (is something append-only or immutable? see lsattr and chattr)";
+                }
+                _ => {}
+            }
         }
         if trouble.step == "set file capabilities" && trouble.error == rustix::io::Errno::PERM {
             problem += " (use --ignore-fcaps to restore without root)";
@@ -472,8 +484,25 @@ struct Level {
     dir: Arc<Dir>,
     path: Vec<u8>,
     wanted: bool,
-    /// the child met last
+    /// the child met last, and its name
     last: Option<Node>,
+    last_name: Vec<u8>,
+}
+
+impl Level {
+    /// Notes a child. Two of one name beside each other are no work of a file system.
+    fn meet(&mut self, entry: &Entry) -> Result<()> {
+        let twice = self.last.is_some() && self.last_name == entry.name;
+        self.last = Some(entry.node);
+        self.last_name.clone_from(&entry.name);
+        match twice {
+            false => Ok(()),
+            true => Err(EngineError::Entry {
+                path: self.dir.path_of(&entry.name),
+                problem: "the archive has two entries of this name".into(),
+            }),
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -500,7 +529,8 @@ impl Walk<'_> {
             is_new: AtomicBool::new(false),
         });
         let (wanted, root_node) = (self.patterns.is_empty(), root.node);
-        let mut levels = vec![Level { dir, path: Vec::new(), wanted, last: None }];
+        let mut levels =
+            vec![Level { dir, path: Vec::new(), wanted, last: None, last_name: Vec::new() }];
         let walked = match root_problem {
             Some(failure) => Err(failure.into()),
             None => self.walk(archive, &mut levels),
@@ -663,7 +693,10 @@ impl Walk<'_> {
             }
             Event::Enter(entry) => {
                 let Some(top) = levels.last_mut() else { return Ok(()) };
-                top.last = Some(entry.node);
+                if let Err(twice) = top.meet(&entry) {
+                    self.skipped = 1;
+                    return Err(twice);
+                }
                 let (path, wanted) = self.judge(top, &entry);
                 if top.dir.depth >= DEPTH_MAX {
                     self.skipped = 1;
@@ -682,7 +715,13 @@ impl Walk<'_> {
                 });
                 // It is on the stack even where it can't be made: what is in it must not end up
                 // in its parent.
-                levels.push(Level { dir: dir.clone(), path, wanted, last: None });
+                levels.push(Level {
+                    dir: dir.clone(),
+                    path,
+                    wanted,
+                    last: None,
+                    last_name: Vec::new(),
+                });
                 if wanted {
                     if let Err(error) = dir.open() {
                         // Nothing in it can be restored, either.
@@ -696,7 +735,7 @@ impl Walk<'_> {
             }
             Event::Leaf(entry) => {
                 let Some(top) = levels.last_mut() else { return Ok(()) };
-                top.last = Some(entry.node);
+                top.meet(&entry)?;
                 let (_, wanted) = self.judge(top, &entry);
                 let dir = top.dir.clone();
                 if wanted { self.leaf(archive, &dir, &levels[0].dir, entry) } else { Ok(()) }

@@ -333,6 +333,16 @@ fn look_at(store: &DirStore, opener: &mut Opener, job: Job, content: Content<'_>
             finding.problem = Some(Problem::Corrupt("it is missing".into()));
             return finding;
         }
+        // A fifo or a directory has its name.
+        Err(StoreError::Io { source, .. })
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::InvalidData | std::io::ErrorKind::IsADirectory
+            ) =>
+        {
+            finding.problem = Some(Problem::Corrupt("it is no regular file".into()));
+            return finding;
+        }
         Err(error) => {
             finding.problem = Some(Problem::Other(chain(&error)));
             return finding;

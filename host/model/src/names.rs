@@ -122,7 +122,11 @@ impl BackupTime {
         if (1..=Self::MAX).contains(&seconds) {
             return Ok(Self(seconds));
         }
-        Err(refuse("backup time", &seconds.to_string(), "is not between 1970 and 9999"))
+        Err(refuse(
+            "backup time",
+            &seconds.to_string(),
+            "is not from 1 to 253402300799, the seconds from 1970 to the year 9999",
+        ))
     }
 
     pub fn unix(self) -> i64 {

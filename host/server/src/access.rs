@@ -5,10 +5,13 @@ use crate::error::{Result, refused};
 use crate::files;
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
-use keepwell_model::AuthId;
+use keepwell_model::{AuthId, is_safe_name};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use zeroize::Zeroizing;
 
 /// What somebody may do, as a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -296,6 +299,13 @@ pub fn check_grant(grant: &Grant) -> Result<()> {
     if !grant.path.starts_with('/') {
         return Err(refused(format!("ACL path '{}' does not begin with '/'", grant.path)));
     }
+    let names = grant.path.split('/').skip(1);
+    if grant.path != "/" && !names.clone().all(is_safe_name) {
+        return Err(refused(format!(
+            "ACL path '{}' is not made of safe names with one '/' between them",
+            grant.path
+        )));
+    }
     let known = ["", "datastore", "system", "access"];
     let first = grant.path.split('/').nth(1).unwrap_or_default();
     if !known.contains(&first) {
@@ -316,7 +326,43 @@ pub fn hash_password(password: &str) -> Result<String> {
     Ok(hash.map_err(|problem| refused(format!("password: {problem}")))?.to_string())
 }
 
-pub(crate) fn verify_password(password: &str, hash: &str) -> bool {
+/// Verifies passwords, one at a time and all on one thread: each takes 19 MiB, which other threads
+/// would keep.
+pub(crate) struct Verifier(Mutex<Worker>);
+
+struct Worker {
+    jobs: SyncSender<(Zeroizing<String>, String)>,
+    answers: Receiver<bool>,
+}
+
+impl Verifier {
+    pub(crate) fn start() -> Self {
+        let (jobs, work) = sync_channel::<(Zeroizing<String>, String)>(1);
+        let (answer, answers) = sync_channel(1);
+        std::thread::spawn(move || {
+            for (password, hash) in work {
+                if answer.send(verify_password(&password, &hash)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(Mutex::new(Worker { jobs, answers }))
+    }
+
+    /// Waits for its turn, and looks then whether it is still wanted.
+    pub(crate) fn verify(
+        &self,
+        password: &str,
+        hash: &str,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> bool {
+        let worker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = (Zeroizing::new(password.to_owned()), hash.to_owned());
+        is_wanted() && worker.jobs.send(job).is_ok() && worker.answers.recv().unwrap_or(false)
+    }
+}
+
+fn verify_password(password: &str, hash: &str) -> bool {
     let Ok(hash) = PasswordHash::new(hash) else { return false };
     Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()
 }
@@ -355,6 +401,20 @@ mod tests {
         assert!(access.privileges(&other, "/").is_empty());
         let root: AuthId = "root@pam".parse().unwrap();
         assert!(access.privileges(&root, "/anything").has_any(Privileges::PRUNE));
+    }
+
+    #[test]
+    fn paths_that_never_match_are_refused() {
+        let check = |path: &str| {
+            let (who, role) = ("a@pbs".into(), "Admin".into());
+            check_grant(&Grant { path: path.into(), who, role, propagate: true }).is_ok()
+        };
+        for good in ["/", "/datastore", "/datastore/store1", "/datastore/s/a/b", "/system/tasks"] {
+            assert!(check(good), "{good}");
+        }
+        for bad in ["", "x", "//", "/datastore//s", "/datastore/s/", "/datastore/../x", "/what"] {
+            assert!(!check(bad), "{bad}");
+        }
     }
 
     #[test]
@@ -397,6 +457,10 @@ mod tests {
         assert!(hash.starts_with("$argon2id$"), "{hash}");
         assert!(verify_password("secret1", &hash));
         assert!(!verify_password("secret2", &hash) && !verify_password("secret1", "x"));
+        let verifier = Verifier::start();
+        assert!(verifier.verify("secret1", &hash, || true));
+        assert!(!verifier.verify("secret2", &hash, || true));
+        assert!(!verifier.verify("secret1", &hash, || false), "no more wanted");
         assert_eq!(hash_token("x").len(), 64);
     }
 }

@@ -1,6 +1,6 @@
 //! Who a request comes from: a ticket or a token; and how tickets are got. Spec: protocol.md §2.
 
-use crate::access::{self, is_token, user_of};
+use crate::access::{is_token, user_of};
 use crate::error::{ApiError, ApiResult};
 use crate::pam;
 use crate::server::Server;
@@ -139,9 +139,9 @@ impl Server {
             "pbs" => {
                 let hash = access.user(user.as_str()).and_then(|user| user.password.as_deref());
                 let hash = hash.ok_or("the user has no password")?;
-                // Each hash takes memory and time: only so many at once.
-                let _turn = self.hashing.lock().unwrap_or_else(PoisonError::into_inner);
-                match access::verify_password(password, hash) {
+                // Of many attempts at once, too, only so many are looked at.
+                let is_wanted = || !self.failures.is_over(address, self.now());
+                match self.passwords.verify(password, hash, is_wanted) {
                     true => Ok(()),
                     false => Err("invalid credentials".into()),
                 }

@@ -204,6 +204,13 @@ pub(crate) fn prepare(
             StoreError::NamespaceMissing { .. } => {
                 ApiError::new(StatusCode::NOT_FOUND, "namespace not found")
             }
+            StoreError::Locked { why, .. } => {
+                let dir = store.group_path(namespace, group);
+                let dir = dir.display();
+                ApiError::bad(format!(
+                    "unable to acquire lock on backup group directory \"{dir}\" - {why}"
+                ))
+            }
             other => other.into(),
         })?;
     let previous = match begun.previous() {
@@ -264,6 +271,7 @@ impl Backup {
             Err(problem) => {
                 self.task.log(&format!("backup failed: {problem}"));
                 self.task.log("removing failed backup");
+                tracing::info!("backup of {}: {problem}", self.snapshot);
                 return Err(problem);
             }
         }

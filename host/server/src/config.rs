@@ -2,6 +2,7 @@
 
 use crate::error::{Result, ServerError};
 use crate::files;
+use keepwell_model::is_safe_name;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,6 +28,9 @@ pub struct Config {
     /// connections at a time; more wait
     #[serde(default = "default_connections")]
     pub connections_max: usize,
+    /// connections from one address at a time; more are refused
+    #[serde(default = "default_connections_per_address")]
+    pub connections_per_address_max: usize,
     /// failed logins from one address in a minute, before it has to wait
     #[serde(default = "default_failures")]
     pub login_failures_max: u32,
@@ -56,6 +60,9 @@ fn default_state() -> PathBuf {
 fn default_connections() -> usize {
     1024
 }
+fn default_connections_per_address() -> usize {
+    256
+}
 fn default_failures() -> u32 {
     10
 }
@@ -79,6 +86,20 @@ impl Config {
         let dir = path.parent().unwrap_or(Path::new("."));
         for path in [&mut config.certificate, &mut config.key, &mut config.state] {
             *path = dir.join(&*path);
+        }
+        let limits = [
+            ("connections-max", config.connections_max),
+            ("connections-per-address-max", config.connections_per_address_max),
+            ("login-failures-max", config.login_failures_max as usize),
+        ];
+        if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
+            return Err(problem(format!("'{name}' is 0: nobody could use the server")));
+        }
+        if let Some(node) = config.node.as_deref().filter(|node| !is_safe_name(node)) {
+            return Err(problem(format!(
+                "node '{node}' may hold letters, digits, '_', '.' and '-', and may not begin with \
+                 '.' or '-'"
+            )));
         }
         if config.listen.is_empty() {
             return Err(problem("'listen' names no address".into()));

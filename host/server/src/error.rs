@@ -48,11 +48,13 @@ pub(crate) fn refused(text: impl Into<String>) -> ServerError {
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
+    /// parameters, and what is wrong with them
+    pub(crate) parameters: Vec<(String, String)>,
 }
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), parameters: Vec::new() }
     }
 
     pub(crate) fn bad(message: impl Into<String>) -> Self {

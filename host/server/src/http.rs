@@ -18,11 +18,12 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use keepwell_transport::{BACKUP_PROTOCOL, READER_PROTOCOL};
 use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -117,6 +118,7 @@ pub(crate) async fn serve(
 }
 
 async fn accept(server: Arc<Server>, listener: TcpListener, room: Arc<Semaphore>) {
+    let addresses = Arc::new(Addresses::default());
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
@@ -129,12 +131,57 @@ async fn accept(server: Arc<Server>, listener: TcpListener, room: Arc<Semaphore>
             }
         };
         let server = server.clone();
+        let limit = server.config.connections_per_address_max;
+        let Some(counted) = Addresses::enter(&addresses, peer.ip(), limit) else {
+            tracing::info!("connection from {peer}: refused, there are {limit} from this address");
+            continue;
+        };
         tokio::spawn(async move {
+            let _counted = counted;
             if let Err(problem) = connection(server, stream, peer).await {
                 tracing::info!("connection from {peer}: {problem}");
             }
             drop(place);
         });
+    }
+}
+
+/// Connections by the address that they come from.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of them; it ends when dropped.
+struct Counted {
+    all: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None where there are as many as may be.
+    fn enter(all: &Arc<Self>, address: IpAddr, limit: usize) -> Option<Counted> {
+        let mut counts = all.counts();
+        let count = counts.entry(address).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { all: all.clone(), address })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -221,10 +268,15 @@ async fn answer(
         outcome.unwrap_or_else(|error| match extjs && error.status != StatusCode::UNAUTHORIZED {
             false => error.into_response(),
             true => {
-                let body = json!({
+                let mut body = json!({
                     "success": false, "status": error.status.as_u16(), "message": error.message,
                     "data": null,
                 });
+                if !error.parameters.is_empty() {
+                    body["message"] = "parameter verification errors".into();
+                    let errors: BTreeMap<_, _> = error.parameters.into_iter().collect();
+                    body["errors"] = json!(errors);
+                }
                 session::response(StatusCode::OK, session::JSON, body.to_string().into())
             }
         });

@@ -95,17 +95,15 @@ impl Params {
                 problems.push((param.name.to_owned(), problem.to_owned()));
             }
         }
-        match &problems[..] {
-            [] => Ok(Self(values)),
-            [(name, problem)] => {
-                Err(ApiError::bad(format!("parameter verification failed - '{name}': {problem}")))
-            }
+        let message = match &problems[..] {
+            [] => return Ok(Self(values)),
+            [(name, problem)] => format!("parameter verification failed - '{name}': {problem}"),
             all => {
                 let lines = all.iter().map(|(name, problem)| format!("\n- '{name}': {problem}"));
-                let lines: String = lines.collect();
-                Err(ApiError::bad(format!("parameter verification failed:{lines}")))
+                format!("parameter verification failed:{}", lines.collect::<String>())
             }
-        }
+        };
+        Err(ApiError { parameters: problems, ..ApiError::bad(message) })
     }
 
     pub(crate) fn text(&self, name: &str) -> Option<&str> {

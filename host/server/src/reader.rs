@@ -106,6 +106,7 @@ pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
     let outcome = outcome.or_else(|problem| match problem.starts_with("connection error") {
         true => {
             task.log(&problem);
+            tracing::info!("{}: {problem}", task.upid);
             Ok(())
         }
         false => Err(problem),

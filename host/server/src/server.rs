@@ -1,6 +1,6 @@
 //! The server as a whole: its configuration, which may change while it runs, and its parts.
 
-use crate::access::{Access, Privileges};
+use crate::access::{Access, Privileges, Verifier};
 use crate::auth::Failures;
 use crate::config::{Config, Datastores};
 use crate::error::{ApiError, ApiResult, Result, refused};
@@ -77,8 +77,7 @@ pub struct Server {
     pub(crate) keys: AuthKeys,
     pub(crate) tasks: Tasks,
     pub(crate) failures: Failures,
-    /// one password at a time
-    pub(crate) hashing: Mutex<()>,
+    pub(crate) passwords: Verifier,
     tls: RwLock<Arc<rustls::ServerConfig>>,
     access: Reloaded<Access>,
     datastores: Reloaded<Datastores>,
@@ -95,7 +94,7 @@ impl Server {
         let access = Reloaded::new(Access::path(state), Access::load(state)?);
         let datastores = Reloaded::new(Datastores::path(state), Datastores::load(state)?);
         let failures = Failures::new(config.login_failures_max);
-        let hashing = Mutex::default();
+        let passwords = Verifier::start();
         let tls = RwLock::new(keys::tls(&config)?);
         Ok(Arc::new(Self {
             config,
@@ -103,7 +102,7 @@ impl Server {
             keys,
             tasks,
             failures,
-            hashing,
+            passwords,
             tls,
             access,
             datastores,

@@ -12,14 +12,17 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use keepwell_engine::restore::chain;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// How much a client may send before it is taken: of one request, and of all.
 const WINDOW_BYTES: u32 = 16 << 20;
@@ -27,6 +30,8 @@ const STREAMS_MAX: u32 = 256;
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// A client that does not answer for so long is gone.
 const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long a client may wait with its first request, and within a body.
+const SILENCE: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) const JSON: &str = "application/json;charset=UTF-8";
@@ -223,7 +228,17 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
     endpoints: &'static [Endpoint<S>],
     task: &Task,
 ) -> Result<(), String> {
-    let service = service_fn(|request| answer(session.clone(), endpoints, request));
+    let begun = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        begun.store(true, Ordering::Relaxed);
+        answer(session.clone(), endpoints, request)
+    });
+    let silence = async {
+        tokio::time::sleep(SILENCE).await;
+        if begun.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -236,8 +251,9 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
         .keep_alive_timeout(PING_TIMEOUT);
     tokio::select! {
         outcome = builder.serve_connection(upgraded, service) => {
-            outcome.map_err(|error| format!("connection error: {error}"))
+            outcome.map_err(|error| format!("connection error: {}", chain(&error)))
         }
+        () = silence => Err("connection error: nothing was asked for a minute".into()),
         () = task.aborted() => Err("abort requested - aborting task".into()),
     }
 }
@@ -275,10 +291,13 @@ async fn try_answer<S: Send + Sync + 'static>(
     match endpoint.input {
         Input::None => {}
         Input::Json => {
-            let text = collect(body, JSON_BYTES_MAX).await?;
+            let text = collect(body, JSON_BYTES_MAX, "request body is too large").await?;
             given.push(parse_json(&text)?);
         }
-        Input::Bytes(limit) => bytes = collect(body, limit).await?,
+        Input::Bytes(limit) => {
+            let too_large = "uploaded chunk is larger than announced.";
+            bytes = collect(body, limit, too_large).await?;
+        }
         Input::Discarded => discard(body).await?,
     }
     let params = Params::check(endpoint.params, given)?;
@@ -301,14 +320,15 @@ pub(crate) fn parse_json(text: &[u8]) -> ApiResult<Given> {
 }
 
 /// A body, into one piece of memory: copied once.
-pub(crate) async fn collect(mut body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+async fn collect(mut body: Incoming, limit: usize, too_large: &str) -> ApiResult<Vec<u8>> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut bytes = Vec::with_capacity(announced.min(limit));
-    while let Some(frame) = body.frame().await {
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out");
+    while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(late)? {
         let frame = frame.map_err(|error| ApiError::bad(format!("connection error: {error}")))?;
         let Ok(part) = frame.into_data() else { continue };
         if bytes.len() + part.len() > limit {
-            return Err(ApiError::bad("uploaded chunk is larger than announced."));
+            return Err(ApiError::bad(too_large));
         }
         bytes.extend_from_slice(&part);
     }

@@ -21,9 +21,14 @@ pub(crate) fn open(all: &Datastores, name: &str, purpose: Purpose) -> ApiResult<
     Ok(DirStore::open(&store.path)?)
 }
 
-pub(crate) fn no_such_file(name: &str) -> ApiError {
+fn no_such_file(name: &str) -> ApiError {
     let text = format!("open file \"{name}\" failed - not found");
     ApiError::new(StatusCode::NOT_FOUND, text)
+}
+
+/// A file that a client names.
+pub(crate) fn parse_file_name(given: &str) -> ApiResult<ArchiveName> {
+    given.parse().map_err(|_| ApiError::bad(format!("unknown archive type: \"{given}\"")))
 }
 
 /// The bytes of a snapshot's file that a client names, as they are stored.
@@ -31,7 +36,7 @@ pub(crate) fn read_file(
     reader: &dyn SnapshotReader,
     given: &str,
 ) -> ApiResult<(ArchiveName, Vec<u8>)> {
-    let name: ArchiveName = given.parse().map_err(|_| no_such_file(given))?;
+    let name: ArchiveName = parse_file_name(given)?;
     match reader.read_file(&name) {
         Ok(bytes) => Ok((name, bytes)),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {

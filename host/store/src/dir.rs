@@ -182,7 +182,7 @@ impl ChunkStore for DirChunks {
         match fs::symlink_metadata(&path) {
             Ok(metadata) if !metadata.is_file() => Err(StoreError::ChunkRefused {
                 digest: chunk.digest,
-                problem: "something that is no file has its name",
+                problem: "something that is no file has its name: `verify` moves it aside",
             }),
             Ok(metadata) if self.keeps_existing(chunk, metadata.len())? => {
                 touch_file(&path).map_err(io("touch", &path))?;

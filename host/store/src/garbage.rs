@@ -12,6 +12,7 @@ use crate::lock::{CollectorLock, SweepLock};
 use crate::{DirStore, Result, StoreError};
 use keepwell_model::{ChunkDigest, Index, RecentDigests};
 use serde::Serialize;
+use std::collections::HashSet;
 use std::fs::{self, FileTimes};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -138,7 +139,7 @@ impl Run<'_, '_> {
     fn mark(&mut self) -> Result<()> {
         self.say("Start GC phase1 (mark used chunks)");
         let mut indexes = Vec::new();
-        find_indexes(self.store.layout().root(), &mut indexes)?;
+        find_indexes(self.store.layout().root(), &mut indexes, &mut HashSet::new())?;
         let (count, mut shown) = (indexes.len() as u64, 0);
         let (mut marked, mut touched, mut named) = (RecentDigests::default(), 0u64, 0u64);
         for (done, path) in (1..).zip(indexes) {
@@ -293,20 +294,49 @@ impl Kind {
     }
 }
 
-/// Indexes anywhere in the store, in the order of their paths. Hidden names are left out.
-fn find_indexes(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+fn link_broken(path: &Path, source: &std::io::Error) -> StoreError {
+    StoreError::Refused(format!(
+        "'{}' leads nowhere ({source}): snapshots may lie there - nothing was removed",
+        path.display()
+    ))
+}
+
+/// Indexes anywhere in the store, also behind links, in the order of their paths; `links` are the
+/// directories that links led to. Hidden names are left out.
+fn find_indexes(
+    dir: &Path,
+    found: &mut Vec<PathBuf>,
+    links: &mut HashSet<(u64, u64)>,
+) -> Result<()> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(io("read", dir))? {
         let entry = entry.map_err(io("read", dir))?;
         if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            let kind = entry.file_type().map_err(io("examine", &entry.path()))?;
-            entries.push((entry.path(), kind));
+            let path = entry.path();
+            // Behind a link there may be snapshots as well. One that leads nowhere may lead to a
+            // disk that is not there at the moment.
+            let kind = match entry.file_type().map_err(io("examine", &path))? {
+                kind if kind.is_symlink() => {
+                    let metadata = fs::metadata(&path);
+                    let metadata = metadata.map_err(|source| link_broken(&path, &source))?;
+                    // Links may lead in a circle.
+                    if metadata.is_dir() && !links.insert((metadata.dev(), metadata.ino())) {
+                        continue;
+                    }
+                    metadata.file_type()
+                }
+                kind => kind,
+            };
+            entries.push((path, kind));
         }
     }
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (path, kind) in entries {
-        if kind.is_dir() {
-            match find_indexes(&path, found) {
+        if path.extension().is_some_and(|kind| kind == "didx" || kind == "fidx") {
+            // Whatever it is: one that can't be read ends the collection.
+            found.push(path);
+        } else if kind.is_dir() {
+            match find_indexes(&path, found, links) {
                 // Snapshots may go away while this runs.
                 Err(StoreError::Io { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound => {}
@@ -315,10 +345,6 @@ fn find_indexes(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
                         && path.ends_with("lost+found") => {}
                 other => other?,
             }
-        } else if kind.is_file()
-            && path.extension().is_some_and(|kind| kind == "didx" || kind == "fidx")
-        {
-            found.push(path);
         }
     }
     Ok(())
@@ -416,6 +442,42 @@ mod tests {
             let outcome = self.store.collect_garbage(collection);
             (outcome, lines)
         }
+    }
+
+    #[test]
+    fn what_lies_behind_a_link_is_no_garbage() {
+        let world = World::new();
+        world.back_up("2020-01-01T00:00:00Z", &[1, 2]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let group = world.dir.path().join("host/a");
+        let moved = elsewhere.path().join("a");
+        fs::create_dir(&moved).unwrap();
+        for entry in fs::read_dir(&group).unwrap().flatten() {
+            let to = moved.join(entry.file_name());
+            let copied =
+                std::process::Command::new("cp").arg("-a").arg(entry.path()).arg(&to).status();
+            assert!(copied.unwrap().success());
+        }
+        fs::remove_dir_all(&group).unwrap();
+        std::os::unix::fs::symlink(&moved, &group).unwrap();
+        // In a circle.
+        std::os::unix::fs::symlink(world.dir.path(), moved.join("all")).unwrap();
+        for number in [1, 2] {
+            world.age(&world.path(number), Duration::from_secs(3 * 86_400));
+        }
+        world.collect().0.unwrap();
+        assert!(world.path(1).exists() && world.path(2).exists());
+        // Where a link leads nowhere, nobody can tell what is garbage.
+        fs::rename(&moved, elsewhere.path().join("b")).unwrap();
+        for number in [1, 2] {
+            world.age(&world.path(number), Duration::from_secs(3 * 86_400));
+        }
+        let error = world.collect().0.unwrap_err().to_string();
+        assert!(error.contains("leads nowhere"), "{error}");
+        fs::remove_file(&group).unwrap();
+        fs::create_dir_all(world.dir.path().join("x/i.img.fidx")).unwrap();
+        world.collect().0.unwrap_err();
+        assert!(world.path(1).exists() && world.path(2).exists());
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl DirStore {
         set_aside(&self.layout.chunk(digest))
     }
 
+    /// Where a group lies, for messages.
+    pub fn group_path(&self, namespace: &Namespace, group: &GroupId) -> std::path::PathBuf {
+        self.layout.group(namespace, group)
+    }
+
     /// Who owns a group; none where there is no such group.
     pub fn owner_of(&self, namespace: &Namespace, group: &GroupId) -> Result<Option<String>> {
         self.require_namespace(namespace)?;
@@ -243,7 +248,11 @@ impl DirStore {
         let manifest = match read_limited(&manifest) {
             Ok(bytes) => Some(bytes),
             Err(error) if error.kind() == std_io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io("read", &manifest)(error)),
+            Err(error) => {
+                // The others are to be seen all the same.
+                tracing::warn!("could not read '{}': {error}", manifest.display());
+                None
+            }
         };
         let mut files = names_in::<ArchiveName>(&dir)?;
         files.sort();

@@ -103,7 +103,10 @@ impl CodeCache {
 fn is_private(path: &Path, forbidden: u32) -> bool {
     let us = rustix::process::geteuid().as_raw();
     fs::symlink_metadata(path).is_ok_and(|metadata| {
-        !metadata.is_symlink() && metadata.uid() == us && metadata.mode() & forbidden == 0
+        // No link, and nothing that is waited for when it is read.
+        (metadata.is_file() || metadata.is_dir())
+            && metadata.uid() == us
+            && metadata.mode() & forbidden == 0
     })
 }
 

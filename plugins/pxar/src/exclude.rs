@@ -12,6 +12,9 @@ const EXCLUDE_FILE_BYTES_MAX: u64 = 16 << 20;
 const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
 const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
 
+/// Lines of one file that are told of.
+const BAD_TOLD_MAX: u64 = 20;
+
 /// The patterns in force, those of the command line first.
 pub(crate) struct Excludes {
     list: PatternList,
@@ -65,14 +68,23 @@ impl Excludes {
         let Some(text) = read_control_file(directory, EXCLUDE_FILE) else {
             return;
         };
+        let mut bad = 0u64;
         for line in text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
             if line.is_empty() || line[0] == b'#' {
                 continue;
             }
             match self.list.push(line, path) {
                 Ok(()) => self.size += 1,
-                Err(problem) => warn(path, &problem),
+                // A file of rubbish is told once, a few mistakes each.
+                Err(_) if bad >= BAD_TOLD_MAX => bad += 1,
+                Err(problem) => {
+                    bad += 1;
+                    warn(path, &problem);
+                }
             }
+        }
+        if bad > BAD_TOLD_MAX {
+            warn(path, &format!("{} more lines are of no use", bad - BAD_TOLD_MAX));
         }
     }
 }

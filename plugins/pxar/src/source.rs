@@ -42,7 +42,9 @@ struct Settings {
 
 impl Settings {
     fn new(options: &[OptionValue]) -> Result<Self, Failure> {
-        if let Some(bad) = values(options, "exclude-if-present").find(|n| n.contains(&b'/')) {
+        if let Some(bad) = values(options, "exclude-if-present")
+            .find(|name| name.is_empty() || name.contains(&b'/'))
+        {
             let bad = String::from_utf8_lossy(bad);
             let problem = format!("--exclude-if-present '{bad}': give a file name without '/'");
             return Err(Failure::Invalid(problem));

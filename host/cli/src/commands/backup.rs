@@ -16,10 +16,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::backup::{ArchiveSummary, Backup, BackupSummary, BackupTarget};
 use keepwell_engine::input::{Directory, InputFile};
-use keepwell_engine::plugin::{ArchiveType, Borders, EntryKind, Origin, OriginKind, SourceRequest};
+use keepwell_engine::plugin::{
+    ArchiveType, Borders, EntryKind, Failure, Origin, OriginKind, SourceRequest,
+};
 use keepwell_engine::report::{Omission, Report};
 use keepwell_engine::restore::chain;
-use keepwell_engine::{Cancel, Counters};
+use keepwell_engine::{Cancel, Counters, EngineError};
 use keepwell_model::size::human;
 use keepwell_model::{
     ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
@@ -77,6 +79,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("all-file-systems", "Enter all mounted file systems but virtual ones"))
         .arg(
             number("entries-max", "N", "Most entries held in memory at a time")
+                .value_parser(value_parser!(u64).range(1..))
                 .default_value("1048576"),
         )
         .arg(flag("dry-run", "Only say what would be done; touches nothing"))
@@ -271,9 +274,13 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
     for spec in specs.iter().filter(|spec| spec.archive_type.origin == OriginKind::Directory) {
         repository_below(&spec.path, &repository)?;
     }
+    let namespace = namespace_of(matches);
+    if !namespace.is_root() && repository.is_missing() {
+        bail!("namespace '{namespace}' not found: there is no repository '{repository}' yet");
+    }
     Ok(Plan {
         repository,
-        namespace: namespace_of(matches),
+        namespace,
         snapshot,
         specs,
         borders: borders(matches)?,
@@ -390,7 +397,13 @@ fn back_up(
         };
         let mut source = spec.loaded.plugin.source(report.clone(), cancel.clone())?;
         let origin = open_origin(spec, &plan.repository, &report)?;
-        let summary = backup.add_archive(&mut *source, &spec.label, origin, request)?;
+        let summary = backup.add_archive(&mut *source, &spec.label, origin, request);
+        let summary = summary.map_err(|error| match error {
+            EngineError::Plugin(Failure::Unsupported(problem)) => {
+                anyhow!("{problem}: '{}' - choose another source", spec.path.display())
+            }
+            other => other.into(),
+        })?;
         if summary.chunks > 0 {
             tell_speed(&spec.target(), &summary, began.elapsed().as_secs_f64(), shower);
         }

@@ -27,7 +27,12 @@ pub(crate) fn login(matches: &ArgMatches) -> Result<()> {
         bail!("there is no place for the ticket: XDG_RUNTIME_DIR is not set");
     }
     remote::open_anew(server, matches)?;
-    Ok(())
+    let kept = remote::ticket_cache()
+        .and_then(|cache| cache.find(server.host(), server.user().ok()?.as_str(), now()));
+    match kept {
+        Some(_) => Ok(()),
+        None => bail!("the ticket could not be kept: is XDG_RUNTIME_DIR writable?"),
+    }
 }
 
 pub(crate) fn logout(matches: &ArgMatches) -> Result<()> {

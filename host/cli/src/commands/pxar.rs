@@ -138,7 +138,10 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         Box::new(std::io::stdout())
     } else {
         let mut create = std::fs::OpenOptions::new();
-        let file = create.write(true).create_new(true).mode(0o640).open(archive);
+        // A pipe or a device is written to; a file that is there stays.
+        let is_file = std::fs::metadata(archive).is_ok_and(|there| there.is_file());
+        let is_there = archive.exists() && !is_file;
+        let file = create.write(true).create_new(!is_there).mode(0o640).open(archive);
         Box::new(file.map_err(|error| files::not_created("archive", archive, &error))?)
     };
     let counters = Arc::new(Counters::default());
@@ -210,7 +213,9 @@ fn selected(matches: &ArgMatches) -> Result<PatternList> {
 fn extract(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let loaded = reader(plugins)?;
     let patterns = selected(matches)?;
-    let (bytes, sequential) = open_archive(path(matches, "archive")?)?;
+    let archive = path(matches, "archive")?;
+    let shown = archive.display();
+    let (bytes, sequential) = open_archive(archive).with_context(|| format!("'{shown}'"))?;
     let options = OutputOptions {
         ignore_xattrs: is_set(matches, "no-xattrs"),
         ignore_fcaps: is_set(matches, "no-fcaps"),
@@ -224,11 +229,16 @@ fn extract(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let request = RestoreRequest { options, patterns, keep_going, sequential };
     let content = Arc::new(PlainContent(vec![bytes.clone()]));
     let target = path(matches, "target")?;
+    let selects = !request.patterns.is_empty();
     match restore::extract(matches, loaded, vec![bytes], content, request, target) {
         Err(error) if matches!(error.downcast_ref(), Some(EngineError::Incomplete(_))) => {
             bail!("there were errors")
         }
-        other => other.map(|_| ()),
+        Ok(summary) if selects && summary.entries == 0 => {
+            bail!("nothing in '{shown}' matches - `keepwell pxar list` shows what there is")
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.context(format!("'{shown}'"))),
     }
 }
 

@@ -34,7 +34,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Names of lost entries that are told.
@@ -319,12 +319,20 @@ pub(crate) fn extract(
     let printer = print_in_background(notices, shower.clone());
     let opened = loaded.plugin.reader(report, cancel.clone())?.open(streams);
     let outcome = opened.map_err(EngineError::from).and_then(|mut archive| {
+        let told = Mutex::new(String::new());
         let restore = Restore {
             request,
             content,
             cancel: cancel.clone(),
             counters: counters.clone(),
-            on_trouble: Box::new(move |text| shower.line(&format!("error: {text}"))),
+            on_trouble: Box::new(move |text| {
+                // One damaged chunk may hold many entries of a directory.
+                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                if *told != text {
+                    shower.line(&format!("error: {text}"));
+                    text.clone_into(&mut *told);
+                }
+            }),
         };
         restore.run(&mut *archive, target)
     });

@@ -167,7 +167,8 @@ fn name_argument(name: &'static str, value: &'static str, help: &'static str) ->
 }
 
 fn user_argument() -> Arg {
-    name_argument("user", "USER", "USER@pbs").value_parser(parsed::<AuthId>())
+    name_argument("user", "USER", "USER@pbs, or USER@pam for an account of the system")
+        .value_parser(parsed::<AuthId>())
 }
 
 fn password_file() -> Arg {
@@ -175,8 +176,15 @@ fn password_file() -> Arg {
         .value_parser(value_parser!(PathBuf))
 }
 
+fn comment(text: &str) -> Result<String, String> {
+    match text.chars().count() > 128 || text.chars().any(char::is_control) {
+        true => Err("use one line of at most 128 characters".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 fn comment_option() -> Arg {
-    option("comment", "TEXT", "A line for people")
+    option("comment", "TEXT", "A line for people").value_parser(comment)
 }
 
 fn store_options(command: Command) -> Command {
@@ -345,6 +353,11 @@ pub(crate) fn admin(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let path = matches.get_one::<PathBuf>("config").context("missing option: --config")?;
     let config = Config::load(path)?;
     let state = config.state.clone();
+    // One change at a time: each reads a file and writes it anew.
+    let _turn = match verb {
+        "list" | "info" => None,
+        _ => Some(lock_state(&state)?),
+    };
     match what {
         "datastore" => datastore(plugins, verb, matches, &state),
         "user" => user(plugins, verb, matches, &state),
@@ -356,10 +369,20 @@ pub(crate) fn admin(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 keepwell_server::renew_certificate(&config, &node)?;
             }
             let fingerprint = certificate_fingerprint(&config)?;
+            if verb == "renew" {
+                tracing::info!("A running server uses it after SIGHUP (systemctl reload).");
+            }
             let shown = config.certificate.display();
             write_out(format!("Certificate: {shown}\nFingerprint: {fingerprint}\n").as_bytes())
         }
     }
+}
+
+fn lock_state(state: &Path) -> Result<std::fs::File> {
+    let failed = || format!("unable to lock '{}'", state.display());
+    let dir = std::fs::File::open(state).with_context(failed)?;
+    dir.lock().with_context(failed)?;
+    Ok(dir)
 }
 
 /// A password from a file, or typed twice.
@@ -534,8 +557,11 @@ fn datastore(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) 
             }
             let path = matches.get_one::<PathBuf>("path").context("missing argument: path")?;
             let path = std::path::absolute(path)?;
-            if let Some(other) = all.list.iter().find(|store| store.path == path) {
-                bail!("'{}' is datastore '{}' already", path.display(), other.name);
+            let meets =
+                |other: &&Datastore| path.starts_with(&other.path) || other.path.starts_with(&path);
+            if let Some(other) = all.list.iter().find(meets) {
+                let (path, there) = (path.display(), other.path.display());
+                bail!("'{path}' and datastore '{}' in '{there}' lie in each other", other.name);
             }
             make_store(&path)?;
             let mut store =
@@ -635,7 +661,12 @@ fn token(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> R
         return table(plugins, matches, rows, &["tokenid", "enable", "expire", "comment"]);
     }
     let id = id_of(matches, "token")?.to_string();
-    let Some((owner, _)) = id.split_once('!') else { bail!("'{id}' is not like USER@REALM!NAME") };
+    let Some((owner, name)) = id.split_once('!') else {
+        bail!("'{id}' is not like USER@REALM!NAME")
+    };
+    if verb != "delete" && name.len() < 3 {
+        bail!("token name '{name}' is too short: use at least 3 characters");
+    }
     let place = access.tokens.iter().position(|token| token.id == id);
     if verb == "delete" {
         access.tokens.remove(place.ok_or_else(|| anyhow!("there is no token '{id}'"))?);
@@ -705,6 +736,12 @@ fn acl(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Res
     let propagate = matches.get_one::<bool>("propagate").copied().unwrap_or(true);
     let grant = Grant { path, who, role, propagate };
     check_grant(&grant)?;
+    let store = grant.path.strip_prefix("/datastore/").and_then(|rest| rest.split('/').next());
+    if let Some(store) = store
+        && Datastores::load(state)?.find(store).is_none()
+    {
+        tracing::warn!("there is no datastore '{store}' yet");
+    }
     access.grants.push(grant);
     Ok(access.save(state)?)
 }

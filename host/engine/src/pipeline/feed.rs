@@ -192,12 +192,19 @@ impl Feeder<'_> {
         let mut length = 0;
         loop {
             self.cancel.check()?;
-            let room = self.consumer.room()?;
-            let read = file.read_on(room).map_err(|source| EngineError::Io {
+            let failed = |source| EngineError::Io {
                 action: "read",
                 path: crate::report::shown_path(&file.path()),
                 source,
-            })?;
+            };
+            if !file.wait().map_err(failed)? {
+                continue;
+            }
+            let room = self.consumer.room()?;
+            let read = match file.read_on(room) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                other => other.map_err(failed)?,
+            };
             if read == 0 {
                 return Ok(length);
             }

@@ -290,7 +290,7 @@ fn download(context: &Context) -> ApiResult<Reply> {
 
 fn download_decoded(context: &Context) -> ApiResult<Reply> {
     let given = context.params.text("file-name").unwrap_or_default();
-    let name = given.parse().map_err(|_| stores::no_such_file(given))?;
+    let name = stores::parse_file_name(given)?;
     browse::decoded(&opened(context)?, &name)
 }
 
