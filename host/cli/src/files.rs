@@ -22,8 +22,10 @@ pub(crate) fn not_created(what: &str, path: &Path, error: &std::io::Error) -> an
 /// Reads a small file, such as a key; the error names it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let failed = |error: std::io::Error| anyhow::anyhow!("unable to read {path:?} - {error}");
-    let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
+    // A buffer that grows leaves copies behind, perhaps of a key.
+    let size = file.metadata().map_or(0, |metadata| metadata.len()).min(SMALL_MAX);
+    let mut bytes = Vec::with_capacity(size as usize + 1024);
     file.take(SMALL_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > SMALL_MAX {
         anyhow::bail!("unable to read {path:?} - it is too large for a key");

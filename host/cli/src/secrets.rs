@@ -87,7 +87,7 @@ pub(crate) fn from_environment(name: &str) -> Result<Option<Secret>> {
         let shown = value.display();
         let file = std::fs::File::open(&value)
             .map_err(|error| anyhow!("unable to open file in ENV({name}): '{shown}' - {error}"))?;
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(64 << 10);
         file.take(BYTES_MAX)
             .read_to_end(&mut bytes)
             .map_err(|error| anyhow!("unable to read file in ENV({name}): '{shown}' - {error}"))?;
@@ -109,7 +109,8 @@ pub(crate) fn read_descriptor(number: u32) -> Result<Zeroizing<Vec<u8>>> {
     // SAFETY: the user hands the descriptor over by its number, and nothing here keeps it. Where it
     // is not open, reading fails. Options are read before this process opens files that it keeps.
     let file = unsafe { std::fs::File::from_raw_fd(raw) };
-    let mut bytes = Zeroizing::new(Vec::new());
+    // A buffer that grows would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(64 << 10));
     file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }

@@ -172,12 +172,11 @@ impl Verification<'_> {
             None => Ok(manifest.unverified()),
             Some(key) => manifest.verify(Some(key)),
         });
-        let manifest = match opened {
-            Ok(manifest) => manifest,
-            // Another key tells nothing of it.
+        let (manifest, other_key) = match opened {
+            Ok(manifest) => (manifest, None),
+            // With another key checksums are all that can be looked at.
             Err(error @ EngineError::WrongKey { .. }) => {
-                self.say(&format!("SKIPPED: verify {name} - {error}"));
-                return Ok(true);
+                (UnverifiedManifest::read(&*reader)?.unverified(), Some(error))
             }
             Err(error) => {
                 self.say(&format!("verify {name} - manifest load error: {}", chain(&error)));
@@ -189,12 +188,31 @@ impl Verification<'_> {
             return Ok(true);
         }
         self.say(&format!("verify {name}"));
+        let key = match other_key {
+            Some(error) => {
+                self.say(&format!("  only checksums are looked at: {error}"));
+                self.key.take()
+            }
+            None => None,
+        };
+        let outcome = self.files(&*reader, &manifest);
+        self.key = key.or(self.key.take());
+        let errors = outcome?;
+        drop(reader);
+        if let Err(error) = self.note(namespace, snapshot, errors == 0) {
+            self.say(&format!("  the outcome could not be kept: {}", chain(&error)));
+        }
+        Ok(errors == 0)
+    }
+
+    /// All files of a snapshot; the number of errors.
+    fn files(&mut self, reader: &dyn SnapshotReader, manifest: &Manifest) -> Result<u64> {
         let mut errors = 0;
         for file in &manifest.files {
             self.say(&format!("  check {}", file.name));
             let found = match file.name.kind() {
-                ArchiveKind::Blob => check_blob(&*reader, file, self.key.as_deref()).map(|()| 0),
-                _ => read_index(&*reader, file).and_then(|index| self.index(file, index)),
+                ArchiveKind::Blob => check_blob(reader, file, self.key.as_deref()).map(|()| 0),
+                _ => read_index(reader, file).and_then(|index| self.index(file, index)),
             };
             match found {
                 Ok(found) => errors += found,
@@ -205,9 +223,7 @@ impl Verification<'_> {
                 }
             }
         }
-        drop(reader);
-        self.note(namespace, snapshot, errors == 0)?;
-        Ok(errors == 0)
+        Ok(errors)
     }
 
     /// Writes the outcome into the manifest.

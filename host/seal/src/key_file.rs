@@ -17,6 +17,8 @@ const SCRYPT: (u64, u64, u64) = (65_536, 8, 1);
 const PBKDF2_ROUNDS: u64 = 65_535;
 /// What scrypt may take when a key is unlocked.
 const SCRYPT_MEMORY_MAX: u64 = 1025 << 20;
+/// The time that a key takes grows with it; key files have 1.
+const SCRYPT_P_MAX: u64 = 64;
 const PBKDF2_ROUNDS_MAX: u64 = 100_000_000;
 const LOCKED_BYTES: usize = IV_BYTES + TAG_BYTES + KEY_BYTES;
 
@@ -98,6 +100,7 @@ impl Kdf {
                 };
                 if !n.is_power_of_two()
                     || *n < 2
+                    || *p > SCRYPT_P_MAX
                     || !fits(n.checked_mul(*r))
                     || !fits(r.checked_mul(*p))
                 {

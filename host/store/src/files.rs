@@ -42,7 +42,12 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> io::Re
             let owner = fs::metadata(path).ok().map(|old| (old.uid(), old.gid()));
             let is_root = rustix::process::geteuid().is_root();
             let fresh = Fresh { bytes, mode, owner: owner.filter(|_| is_root) };
-            write_named(path, &fresh, RenameFlags::empty())?;
+            match replace_unnamed(path, &fresh) {
+                Err(error) if is_unsupported(&error) => {
+                    write_named(path, &fresh, RenameFlags::empty())?;
+                }
+                other => other?,
+            }
             sync_parent(path)
         }
     }
@@ -116,6 +121,25 @@ fn write_named(path: &Path, fresh: &Fresh<'_>, flags: RenameFlags) -> io::Result
     remove_leftovers(dir);
     let (file, temporary) = create_temporary(dir, fresh)?;
     fresh.finish(file, &temporary, path, flags)
+}
+
+/// Replaces a file by one that has its temporary name for a moment only, when it is complete.
+fn replace_unnamed(path: &Path, fresh: &Fresh<'_>) -> io::Result<()> {
+    let dir = parent(path);
+    remove_leftovers(dir);
+    let mut number = 0;
+    let temporary = loop {
+        let name = format!(".keepwell-{}-{number}.tmp", std::process::id());
+        let temporary = dir.join(name);
+        match write_unnamed(&temporary, fresh) {
+            Ok(()) => break temporary,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+        }
+    };
+    fs::rename(&temporary, path).inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
 }
 
 /// Takes away what a process that was killed while it wrote has left: it may be a key.

@@ -311,6 +311,9 @@ fn import_master_pubkey(matches: &ArgMatches) -> Result<()> {
     key.wrap(trial.to_json().as_bytes()).with_context(|| format!("{path:?}"))?;
     let target = default_master_path()?;
     make_config_dir(&target)?;
+    if target.symlink_metadata().is_ok() {
+        tracing::info!("The public master key that was at {target:?} is replaced");
+    }
     files::write(&target, &bytes, PUBLIC_MODE, Existing::Replace)
         .map_err(|error| files::not_created("file", &target, &error))?;
     tracing::info!("Imported public master key to {target:?}");

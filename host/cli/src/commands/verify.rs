@@ -9,6 +9,7 @@ use crate::terminal::{now, upid};
 use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command};
 use keepwell_engine::EngineError;
+use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{GroupId, Namespace, SnapshotId};
 use keepwell_store::{SessionStore, SnapshotStore, StoreError};
@@ -88,6 +89,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         tracing::info!("{line}");
     }
     let key = parameters.unlock()?;
+    let is_named = key.is_some() && !parameters.is_default();
     let (kind, id) = match &what {
         What::Everything => ("verify", repository.to_string()),
         What::Group(group) => ("verify_group", format!("{repository}:{group}")),
@@ -135,8 +137,15 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             verification.group(&namespace, group)
         }
         What::Snapshot(snapshot) => {
-            // Named by the user, it must be there.
-            drop(store.open(&namespace, snapshot)?);
+            // Named by the user, it must be there, and of the key that was named.
+            let reader = SessionStore::open(&store, &namespace, snapshot)?;
+            if is_named && let Ok(manifest) = UnverifiedManifest::read(&*reader) {
+                match manifest.verify(verification.key.as_deref()) {
+                    Err(error @ EngineError::WrongKey { .. }) => return Err(error.into()),
+                    // The verification tells of all else.
+                    _ => drop(reader),
+                }
+            }
             let sound = verification.snapshot(&namespace, snapshot);
             sound.map(|sound| if sound { Vec::new() } else { vec![snapshot.to_string()] })
         }
@@ -153,8 +162,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         say(&format!("\t{name}"));
     }
     bail!(
-        "verification failed: {} snapshots are damaged - the next backup stores again what was \
-         moved aside, if it is still there",
+        "verification failed: {} snapshots are damaged - chunks that were moved aside are stored \
+         again by the next backup, if their content is still there",
         failed.len()
     );
 }
