@@ -6,6 +6,7 @@
 
 use crate::client::Client;
 use crate::error::{Error, Result};
+use crate::network::Network;
 use crate::query::Query;
 use crate::session::Session;
 use bytes::Bytes;
@@ -21,7 +22,6 @@ use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
 /// Bytes on their way: as many as a server's window takes.
@@ -42,7 +42,7 @@ const SPEEDTEST_REQUESTS: usize = 8;
 /// What all parts of a session share.
 struct Shared {
     session: Session,
-    runtime: Arc<Runtime>,
+    runtime: Arc<Network>,
     /// room for chunks on their way, in bytes
     room: Arc<Semaphore>,
     /// chunks of the previous snapshot that the server lends, by archive

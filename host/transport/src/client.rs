@@ -6,6 +6,7 @@ use crate::connect::{Attempt, Place, Proxy, connect};
 use crate::error::{Error, Result};
 use crate::fingerprint::{Fingerprint, KnownServers};
 use crate::limit::RateLimit;
+use crate::network::Network;
 use crate::query::Query;
 use crate::session::{Payload, Session};
 use crate::{USER_AGENT, ticket};
@@ -23,7 +24,6 @@ use serde_json::Value;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -90,7 +90,7 @@ pub(crate) struct Inner {
 /// A client of one server. Its calls block; they may come from any thread.
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
-    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) runtime: Arc<Network>,
 }
 
 /// One request, so that it can be made again.
@@ -115,12 +115,7 @@ impl<'a> Call<'a> {
 
 impl Client {
     pub fn new(mut options: ClientOptions) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("network")
-            .enable_all()
-            .build()
-            .map_err(|problem| Error::protocol(format!("unable to start threads: {problem}")))?;
+        let runtime = Network::start()?;
         if let Some(proxy) = &options.proxy {
             tracing::info!("Using proxy connection: {}", proxy.address());
         }
@@ -213,7 +208,7 @@ impl Client {
 #[doc(hidden)]
 pub struct BareSession {
     session: Session,
-    runtime: Arc<Runtime>,
+    runtime: Arc<Network>,
 }
 
 impl BareSession {

@@ -12,6 +12,7 @@ mod connect;
 mod error;
 mod fingerprint;
 mod limit;
+mod network;
 pub mod query;
 mod reader;
 mod session;
