@@ -112,6 +112,10 @@ fn connect(
     matches: &ArgMatches,
     with_cache: bool,
 ) -> Result<RemoteStore> {
+    if server.host.is_none() && std::path::Path::new(&server.store).is_dir() {
+        let store = &server.store;
+        tracing::warn!("'{store}' is a datastore on localhost; the directory here is './{store}'");
+    }
     let user = server.user()?;
     let is_token = user.as_str().contains('!');
     let options = ClientOptions {
