@@ -88,7 +88,7 @@ struct State {
     statistics: Statistics,
 }
 
-struct Backup {
+pub(crate) struct Backup {
     store_session: Arc<dyn BackupSession>,
     previous: Option<Arc<dyn SnapshotReader>>,
     state: Mutex<State>,
@@ -129,7 +129,7 @@ macro_rules! endpoint {
 
 const BLOB: Input = Input::Bytes(ENCODED_BYTES_MAX as usize);
 
-const ENDPOINTS: &[Endpoint<Backup>] = &[
+pub(crate) const ENDPOINTS: &[Endpoint<Backup>] = &[
     endpoint!(POST "blob" &[
         required("file-name", NAME),
         required("encoded-size", Kind::Integer { minimum: 12, maximum: ENCODED_BYTES_MAX }),
@@ -151,15 +151,6 @@ const ENDPOINTS: &[Endpoint<Backup>] = &[
     endpoint!(POST "finish" &[], Input::None, finish),
     endpoint!(POST "speedtest" &[], Input::Discarded, speedtest),
 ];
-
-/// What the endpoint of this name takes.
-pub(crate) fn params_of(name: &str) -> Vec<&'static [Param]> {
-    ENDPOINTS
-        .iter()
-        .filter(|endpoint| endpoint.name == name)
-        .map(|endpoint| endpoint.params)
-        .collect()
-}
 
 pub(crate) struct Prepared {
     backup: Backup,

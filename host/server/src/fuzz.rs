@@ -31,7 +31,8 @@ pub fn request(data: &[u8]) {
     for schema in [api::BACKUP_PARAMS, api::READER_PARAMS] {
         check(schema, text, b"");
     }
-    for schema in backup::params_of(of_session).into_iter().chain(reader::params_of(of_session)) {
+    let of_backups = session::params_of(backup::ENDPOINTS, of_session);
+    for schema in of_backups.chain(session::params_of(reader::ENDPOINTS, of_session)) {
         check(schema, text, body);
     }
 }

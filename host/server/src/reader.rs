@@ -3,7 +3,7 @@
 use crate::access::Privileges;
 use crate::api::{Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
-use crate::params::{Kind, Param, Params, is, required};
+use crate::params::{Kind, Params, is, required};
 use crate::server::{Server, TaskGuard, acl_path};
 use crate::session::{self, Endpoint, Input, Reply};
 use crate::stores::{self, Purpose};
@@ -19,14 +19,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What a speed test sends.
 const SPEEDTEST_BYTES: usize = 1 << 20;
 
-struct Reading {
+pub(crate) struct Reading {
     reader: Arc<dyn SnapshotReader>,
     /// chunks of the indexes that were read
     allowed: Mutex<HashSet<ChunkDigest>>,
     task: Arc<Task>,
 }
 
-const ENDPOINTS: &[Endpoint<Reading>] = &[
+pub(crate) const ENDPOINTS: &[Endpoint<Reading>] = &[
     Endpoint {
         method: Method::GET,
         name: "chunk",
@@ -49,15 +49,6 @@ const ENDPOINTS: &[Endpoint<Reading>] = &[
         run: Reading::speedtest,
     },
 ];
-
-/// What the endpoint of this name takes.
-pub(crate) fn params_of(name: &str) -> Vec<&'static [Param]> {
-    ENDPOINTS
-        .iter()
-        .filter(|endpoint| endpoint.name == name)
-        .map(|endpoint| endpoint.params)
-        .collect()
-}
 
 /// Checks that the caller may read the snapshot, and opens it.
 pub(crate) fn prepare(

@@ -219,6 +219,14 @@ pub(crate) struct Endpoint<S: 'static> {
     pub(crate) run: Run<S>,
 }
 
+/// What the endpoints of this name take.
+pub(crate) fn params_of<S>(
+    endpoints: &[Endpoint<S>],
+    name: &str,
+) -> impl Iterator<Item = &'static [Param]> {
+    endpoints.iter().filter(move |endpoint| endpoint.name == name).map(|endpoint| endpoint.params)
+}
+
 const JSON_BYTES_MAX: usize = 512 << 10;
 
 /// Serves a session until the client goes, or the task is asked to stop.

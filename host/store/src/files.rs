@@ -119,7 +119,7 @@ fn write_unnamed(path: &Path, fresh: &Fresh<'_>) -> io::Result<()> {
 fn write_named(path: &Path, fresh: &Fresh<'_>, flags: RenameFlags) -> io::Result<()> {
     let dir = parent(path);
     remove_leftovers(dir);
-    let (file, temporary) = create_temporary(dir, fresh)?;
+    let (file, temporary) = numbered(dir, |temporary| fresh.create(temporary))?;
     fresh.finish(file, &temporary, path, flags)
 }
 
@@ -127,16 +127,7 @@ fn write_named(path: &Path, fresh: &Fresh<'_>, flags: RenameFlags) -> io::Result
 fn replace_unnamed(path: &Path, fresh: &Fresh<'_>) -> io::Result<()> {
     let dir = parent(path);
     remove_leftovers(dir);
-    let mut number = 0;
-    let temporary = loop {
-        let name = format!(".keepwell-{}-{number}.tmp", std::process::id());
-        let temporary = dir.join(name);
-        match write_unnamed(&temporary, fresh) {
-            Ok(()) => break temporary,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            Err(error) => return Err(error),
-        }
-    };
+    let ((), temporary) = numbered(dir, |temporary| write_unnamed(temporary, fresh))?;
     fs::rename(&temporary, path).inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
     })
@@ -155,12 +146,13 @@ fn remove_leftovers(dir: &Path) {
     }
 }
 
-fn create_temporary(dir: &Path, fresh: &Fresh<'_>) -> io::Result<(File, PathBuf)> {
+/// Makes something under the first temporary name that is free.
+fn numbered<T>(dir: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, PathBuf)> {
     let mut number = 0;
     loop {
         let path = dir.join(format!(".keepwell-{}-{number}.tmp", std::process::id()));
-        match fresh.create(&path) {
-            Ok(file) => return Ok((file, path)),
+        match make(&path) {
+            Ok(made) => return Ok((made, path)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
         }

@@ -139,9 +139,8 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     } else {
         let mut create = std::fs::OpenOptions::new();
         // A pipe or a device is written to; a file that is there stays.
-        let is_file = std::fs::metadata(archive).is_ok_and(|there| there.is_file());
-        let is_there = archive.exists() && !is_file;
-        let file = create.write(true).create_new(!is_there).mode(0o640).open(archive);
+        let is_pipe = std::fs::metadata(archive).is_ok_and(|there| !there.is_file());
+        let file = create.write(true).create_new(!is_pipe).mode(0o640).open(archive);
         Box::new(file.map_err(|error| files::not_created("archive", archive, &error))?)
     };
     let counters = Arc::new(Counters::default());

@@ -401,15 +401,15 @@ fn password(matches: &ArgMatches) -> Result<Secret> {
 }
 
 fn require_pbs(user: &AuthId) -> Result<()> {
-    match user.as_str().ends_with("@pbs") && !user.as_str().contains('!') {
+    match is_of(user, "@pbs") {
         true => Ok(()),
         false => bail!("'{user}' is no user of realm pbs (USER@pbs)"),
     }
 }
 
-/// Whether the password is the system's business.
-fn is_of_system(user: &AuthId) -> bool {
-    user.as_str().ends_with("@pam") && !user.as_str().contains('!')
+/// Whether this is a user, no token, of a realm.
+fn is_of(user: &AuthId, realm: &str) -> bool {
+    user.as_str().ends_with(realm) && !user.as_str().contains('!')
 }
 
 fn init(matches: &ArgMatches) -> Result<()> {
@@ -595,8 +595,9 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
         return table(plugins, matches, rows, &["userid", "enable", "expire", "comment"]);
     }
     let id = id_of(matches, "user")?;
-    let of_system = is_of_system(&id);
-    if !of_system && require_pbs(&id).is_err() {
+    // Then the password is the system's business.
+    let of_system = is_of(&id, "@pam");
+    if !of_system && !is_of(&id, "@pbs") {
         bail!("'{id}' is no user of realm pbs or pam (USER@pbs, USER@pam)");
     }
     let id = id.to_string();
