@@ -51,6 +51,29 @@ fn backup_refuses_before_it_touches_anything() {
     assert_eq!(left, [".chunks"]);
 }
 
+/// What only the plugin can tell, and what comes up later.
+#[test]
+fn a_first_backup_of_which_nothing_comes_leaves_no_repository() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.write("tree/other", b"x");
+    fs::create_dir(world.path("own")).unwrap();
+    for arguments in [
+        "root.pxar:/proc --repository new/a/repo",
+        "root.pxar:tree --exclude-if-present a/b --repository ./own",
+        "root.pxar:tree --entries-max 1 --repository new/a/repo",
+    ] {
+        let run = world.fails(&format!("backup {arguments}"));
+        run.says("Creating datastore in").says("again: nothing was stored");
+    }
+    assert!(!world.path("new").exists());
+    assert_eq!(fs::read_dir(world.path("own")).unwrap().count(), 0);
+    // What was stored before something failed makes the next backup shorter.
+    let run = world.fails("backup a.pxar:tree root.pxar:/proc --repository new/repo");
+    run.says("refusing to backup a virtual file system");
+    world.ok("backup a.pxar:tree --repository new/repo").says("Starting backup");
+}
+
 #[test]
 fn a_default_key_is_not_silently_ignored() {
     let world = World::new();

@@ -125,6 +125,9 @@ fn store_hint(error: &StoreError) -> Option<String> {
     Some(text.into())
 }
 
+const KEEP_GOING: &str =
+    "Use --keep-going to restore what is not damaged, and to be told what is lost.";
+
 fn engine_hint(error: &EngineError) -> Option<String> {
     let text = match error {
         EngineError::NotInManifest { .. } => {
@@ -144,18 +147,12 @@ fn engine_hint(error: &EngineError) -> Option<String> {
         EngineError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
             "Choose another target."
         }
-        EngineError::ChunkDamaged { .. } => {
-            "Use --keep-going to restore what is not damaged, and to be told what is lost."
-        }
+        EngineError::ChunkDamaged { .. } => KEEP_GOING,
+        EngineError::Lost { problem, .. } if problem.contains("chunk ") => KEEP_GOING,
         EngineError::Entry { problem, .. } if problem.contains(": File exists") => {
             "Restore into an empty directory, or use --allow-existing-dirs and --overwrite."
         }
-        EngineError::Entry { problem, .. } if problem.contains("chunk ") => {
-            "Use --keep-going to restore what is not damaged."
-        }
-        EngineError::Plugin(Failure::Corrupt(problem)) if problem.contains("chunk ") => {
-            "Use --keep-going to restore what is not damaged."
-        }
+        EngineError::Plugin(Failure::Corrupt(problem)) if problem.contains("chunk ") => KEEP_GOING,
         EngineError::Plugin(Failure::Invalid(text)) if text.contains("entries (>") => {
             "Use --entries-max to allow more."
         }

@@ -28,6 +28,14 @@ impl Store {
         }
     }
 
+    /// Takes away one that was made for a backup of which nothing came; false where it stays.
+    pub(crate) fn discard_unused(&self) -> bool {
+        match self {
+            Self::Local(store) => store.discard_unused().unwrap_or(false),
+            Self::Remote(_) => false,
+        }
+    }
+
     pub(crate) fn groups(&self, namespace: &Namespace) -> Result<Vec<GroupItem>> {
         match self {
             Self::Local(store) => Ok(list::groups(store, namespace)?),

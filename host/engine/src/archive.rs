@@ -3,6 +3,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::plugin::Failure;
+use crate::restore::chain;
 use crate::snapshot::read_index;
 use crossbeam_channel::bounded;
 use keepwell_model::manifest::{CryptMode, ManifestFile};
@@ -217,7 +218,7 @@ impl RandomAccess for ChunkedArchive {
         let mut bytes = Vec::with_capacity(length as usize);
         for part in parts {
             let chunk = self.chunk(part.position).map_err(|error| match error {
-                EngineError::Store(error) => Failure::Io(error.to_string()),
+                EngineError::Store(error) => Failure::Io(chain(&error)),
                 other => Failure::Corrupt(other.to_string()),
             })?;
             bytes.extend(&chunk[part.from..part.to]);

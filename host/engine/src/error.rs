@@ -52,6 +52,9 @@ pub enum EngineError {
     Catalog(#[from] keepwell_model::catalog::CatalogError),
     #[error("error at entry \"{path}\": {problem}")]
     Entry { path: String, problem: String },
+    /// The archive is damaged there.
+    #[error("error at entry \"{path}\": {problem}")]
+    Lost { path: String, problem: String },
     #[error("the restore is not complete: {0} errors")]
     Incomplete(u64),
     #[error("a worker ended unexpectedly")]

@@ -251,10 +251,8 @@ impl Dir {
 
     /// Something in this directory can't be had.
     fn lost(&self, what: &str, failure: Failure) -> EngineError {
-        EngineError::Entry {
-            path: self.path_of(b""),
-            problem: format!("{what} is lost: {failure}"),
-        }
+        let problem = format!("{what} can't be read: {failure}");
+        EngineError::Lost { path: self.path_of(b""), problem }
     }
 
     /// The directory itself, made when it is first needed.
@@ -374,7 +372,10 @@ impl Job {
             let path = job.file.dir.path_of(&job.file.name);
             let end = job.offset + (job.part.to - job.part.from) as u64;
             let problem = format!("bytes {} to {end}: {}", job.offset, chain(&error));
-            shared.trouble(EngineError::Entry { path, problem });
+            shared.trouble(match error {
+                EngineError::Io { .. } => EngineError::Entry { path, problem },
+                _ => EngineError::Lost { path, problem },
+            });
         }
     }
 }
@@ -503,6 +504,15 @@ impl Level {
             }),
         }
     }
+
+    /// The walk ended here.
+    fn lost(&self, failure: Failure) -> EngineError {
+        let what = match shown_path(&self.last_name) {
+            name if name.is_empty() => "what is in it".to_owned(),
+            name => format!("what follows '{name}' in it"),
+        };
+        self.dir.lost(&what, failure)
+    }
 }
 
 impl Walk<'_> {
@@ -540,6 +550,9 @@ impl Walk<'_> {
             Err(EngineError::Plugin(failure)) if self.shared.keep_going && !self.sequential => {
                 self.shared.trouble(failure.into());
                 self.salvage(archive, root_node, &mut levels)
+            }
+            Err(EngineError::Plugin(failure @ (Failure::Corrupt(_) | Failure::Io(_)))) => {
+                Err(levels.last().map_or(EngineError::Worker, |level| level.lost(failure)))
             }
             other => other,
         }

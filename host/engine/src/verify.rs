@@ -191,13 +191,11 @@ impl Verification<'_> {
         let key = match other_key {
             Some(error) => {
                 self.say(&format!("  only checksums are looked at: {error}"));
-                self.key.take()
+                None
             }
-            None => None,
+            None => self.key.clone(),
         };
-        let outcome = self.files(&*reader, &manifest);
-        self.key = key.or(self.key.take());
-        let errors = outcome?;
+        let errors = self.files(&*reader, &manifest, key.as_deref())?;
         drop(reader);
         if let Err(error) = self.note(namespace, snapshot, errors == 0) {
             self.say(&format!("  the outcome could not be kept: {}", chain(&error)));
@@ -206,13 +204,18 @@ impl Verification<'_> {
     }
 
     /// All files of a snapshot; the number of errors.
-    fn files(&mut self, reader: &dyn SnapshotReader, manifest: &Manifest) -> Result<u64> {
+    fn files(
+        &mut self,
+        reader: &dyn SnapshotReader,
+        manifest: &Manifest,
+        key: Option<&EncryptionKey>,
+    ) -> Result<u64> {
         let mut errors = 0;
         for file in &manifest.files {
             self.say(&format!("  check {}", file.name));
             let found = match file.name.kind() {
-                ArchiveKind::Blob => check_blob(reader, file, self.key.as_deref()).map(|()| 0),
-                _ => read_index(reader, file).and_then(|index| self.index(file, index)),
+                ArchiveKind::Blob => check_blob(reader, file, key).map(|()| 0),
+                _ => read_index(reader, file).and_then(|index| self.index(file, index, key)),
             };
             match found {
                 Ok(found) => errors += found,
@@ -236,9 +239,14 @@ impl Verification<'_> {
     }
 
     /// All chunks of an index that have not been met; the number of errors.
-    fn index(&mut self, file: &ManifestFile, index: Index) -> Result<u64> {
+    fn index(
+        &mut self,
+        file: &ManifestFile,
+        index: Index,
+        key: Option<&EncryptionKey>,
+    ) -> Result<u64> {
         let began = Instant::now();
-        let content = match (file.crypt_mode, &self.key) {
+        let content = match (file.crypt_mode, key) {
             (CryptMode::Encrypt, None) => Content::Sealed,
             (CryptMode::Encrypt, Some(key)) => Content::Encrypted(key),
             _ => Content::Plain,

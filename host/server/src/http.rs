@@ -76,7 +76,10 @@ pub(crate) async fn serve(
     listeners: Vec<TcpListener>,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let room = Arc::new(Semaphore::new(server.config.connections_max));
+    let room = Room {
+        places: Arc::new(Semaphore::new(server.config.connections_max)),
+        addresses: Arc::default(),
+    };
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(server.clone(), listener, room.clone()));
@@ -117,10 +120,16 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn accept(server: Arc<Server>, listener: TcpListener, room: Arc<Semaphore>) {
-    let addresses = Arc::new(Addresses::default());
+/// How many connections there may be, and from where: one for all listeners.
+#[derive(Clone)]
+struct Room {
+    places: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+}
+
+async fn accept(server: Arc<Server>, listener: TcpListener, room: Room) {
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let Ok(place) = room.places.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -132,7 +141,8 @@ async fn accept(server: Arc<Server>, listener: TcpListener, room: Arc<Semaphore>
         };
         let server = server.clone();
         let limit = server.config.connections_per_address_max;
-        let Some(counted) = Addresses::enter(&addresses, peer.ip(), limit) else {
+        let Some(counted) = Addresses::enter(&room.addresses, peer.ip().to_canonical(), limit)
+        else {
             tracing::info!("connection from {peer}: refused, there are {limit} from this address");
             continue;
         };

@@ -15,6 +15,7 @@ mod lock;
 mod memory;
 mod session;
 mod snapshots;
+mod unused;
 
 pub use dir::DirChunks;
 pub use garbage::{Collection, GarbageStatus};

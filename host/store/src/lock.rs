@@ -107,6 +107,17 @@ impl CollectorLock {
     }
 }
 
+/// All of `.lock`, held until dropped: nobody writes, nobody collects.
+pub(crate) struct SoleLock {
+    _file: File,
+}
+
+impl SoleLock {
+    pub(crate) fn acquire(path: &Path) -> Result<Self> {
+        Ok(Self { _file: lock_store(path, libc::F_WRLCK, WHOLE, "it is in use")? })
+    }
+}
+
 /// Bytes of a lock file; a length of 0 has no end.
 #[derive(Clone, Copy)]
 struct Stretch {
@@ -116,6 +127,7 @@ struct Stretch {
 
 const FIRST: Stretch = Stretch { start: 0, length: 1 };
 const OTHERS: Stretch = Stretch { start: 1, length: 0 };
+const WHOLE: Stretch = Stretch { start: 0, length: 0 };
 
 /// Opens a store's lock file and locks these bytes of it.
 fn lock_store(path: &Path, kind: libc::c_int, bytes: Stretch, why: &'static str) -> Result<File> {
@@ -170,8 +182,6 @@ mod tests {
         record_lock(&collector, libc::F_WRLCK, WHOLE).unwrap();
         assert!(matches!(WriterLock::acquire(&path), Err(StoreError::Locked { .. })));
     }
-
-    const WHOLE: Stretch = Stretch { start: 0, length: 0 };
 
     #[test]
     fn our_collector_waits_for_foreign_writers_and_other_collectors_only() {

@@ -5,6 +5,7 @@ use crate::dir::{DirChunks, Keeper, io, open_regular, sync_dir, temporary_suffix
 use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
 use crate::lock::{DirLock, WriterLock};
 use crate::session::DirSession;
+use crate::unused::{discard, missing_above};
 use crate::{
     BackupSession, Capacity, ChunkStore, GroupInfo, Removal, Result, SessionStore, SnapshotInfo,
     SnapshotReader, SnapshotStore, StoreError,
@@ -17,7 +18,7 @@ use std::fs::{self, OpenOptions};
 use std::io as std_io;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -35,6 +36,8 @@ pub struct DirStore {
     layout: Layout,
     keeper: Keeper,
     chunks: DirChunks,
+    /// directories made for it, if it is new
+    made: Vec<PathBuf>,
 }
 
 impl DirStore {
@@ -43,7 +46,7 @@ impl DirStore {
         fs::metadata(root).map_err(io("open", root))?;
         let layout = Layout::new(root.to_owned());
         let chunks = DirChunks::open(layout.clone())?;
-        Ok(Self { keeper: Keeper::of(root)?, layout, chunks })
+        Ok(Self { keeper: Keeper::of(root)?, layout, chunks, made: Vec::new() })
     }
 
     /// Whether [`Self::create`] has something to do: there is nothing, or an empty directory.
@@ -61,6 +64,7 @@ impl DirStore {
 
     /// Makes a datastore, with the directories above it that are missing.
     pub fn create(root: &Path) -> Result<Self> {
+        let made = missing_above(root);
         fs::create_dir_all(root).map_err(io("create", root))?;
         for entry in fs::read_dir(root).map_err(io("read", root))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(".chunks.tmp_") {
@@ -81,7 +85,13 @@ impl DirStore {
         let chunks = DirChunks::create(layout.clone()).inspect_err(|_| {
             let _ = fs::remove_file(&lock);
         })?;
-        Ok(Self { layout, keeper, chunks })
+        Ok(Self { layout, keeper, chunks, made })
+    }
+
+    /// Removes a store that [`Self::create`] has just made, if nothing was stored in it and nobody
+    /// else uses it; false where it stays.
+    pub fn discard_unused(&self) -> Result<bool> {
+        discard(&self.layout, &self.made)
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -94,12 +104,12 @@ impl DirStore {
 
     /// Moves a damaged chunk out of the way, so that the next backup stores it again. Returns where
     /// it lies; none where it is gone.
-    pub fn set_aside(&self, digest: &ChunkDigest) -> Result<Option<std::path::PathBuf>> {
+    pub fn set_aside(&self, digest: &ChunkDigest) -> Result<Option<PathBuf>> {
         set_aside(&self.layout.chunk(digest))
     }
 
     /// Where a group lies, for messages.
-    pub fn group_path(&self, namespace: &Namespace, group: &GroupId) -> std::path::PathBuf {
+    pub fn group_path(&self, namespace: &Namespace, group: &GroupId) -> PathBuf {
         self.layout.group(namespace, group)
     }
 

@@ -11,13 +11,14 @@ use crate::output::{check_format, message, print, wanted_format};
 use crate::plugins::{Loaded, Plugins};
 use crate::progress::{Progress, Shower, progress_option};
 use crate::repository::Repository;
+use crate::store::Store;
 use crate::terminal::{CTIME, local_time, node_name, now, owner};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::backup::{ArchiveSummary, Backup, BackupSummary, BackupTarget};
 use keepwell_engine::input::{Directory, InputFile};
 use keepwell_engine::plugin::{
-    ArchiveType, Borders, EntryKind, Failure, Origin, OriginKind, SourceRequest,
+    ArchiveType, Borders, EntryKind, Failure, OptionValue, Origin, OriginKind, SourceRequest,
 };
 use keepwell_engine::report::{Omission, Report};
 use keepwell_engine::restore::chain;
@@ -98,6 +99,7 @@ struct Spec<'a> {
     archive_type: &'a ArchiveType,
     loaded: &'a Loaded,
     path: PathBuf,
+    options: Vec<OptionValue>,
 }
 
 impl Spec<'_> {
@@ -129,7 +131,7 @@ fn parse_spec<'a>(plugins: &'a Plugins, given: &std::ffi::OsString) -> Result<Sp
         return Err(wrong());
     }
     let path = PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
-    Ok(Spec { label, archive_type, loaded, path })
+    Ok(Spec { label, archive_type, loaded, path, options: Vec::new() })
 }
 
 /// The source, of the kind that the archive type wants; nothing is read yet.
@@ -253,15 +255,15 @@ impl Plan<'_> {
 
 fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
     let given = matches.get_many::<std::ffi::OsString>("backupspec").into_iter().flatten();
-    let specs = given.map(|given| parse_spec(plugins, given)).collect::<Result<Vec<_>>>()?;
+    let mut specs = given.map(|given| parse_spec(plugins, given)).collect::<Result<Vec<_>>>()?;
     for (position, spec) in specs.iter().enumerate() {
         if specs[..position].iter().any(|other| other.target() == spec.target()) {
             bail!("got target twice: '{}'", spec.target());
         }
     }
     specs.iter().try_for_each(check_source)?;
-    for spec in &specs {
-        option_values(matches, &spec.loaded.info.options)?;
+    for spec in &mut specs {
+        spec.options = option_values(matches, &spec.loaded.info.options)?;
     }
     let id = match matches.get_one::<BackupId>("backup-id") {
         Some(id) => id.clone(),
@@ -308,7 +310,9 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         drop(report);
         dry_run(matches, &plan, &shower).map(|()| None)
     } else {
-        back_up(matches, &plan, keys, report, cancel.clone(), counters, &shower).map(Some)
+        with_store(&plan, matches, &shower, |store| {
+            back_up(store, &plan, keys, report, cancel.clone(), counters, &shower).map(Some)
+        })
     };
     let _ = printer.join();
     progress.finish();
@@ -352,8 +356,24 @@ fn dry_run(matches: &ArgMatches, plan: &Plan<'_>, shower: &Shower) -> Result<()>
     Ok(())
 }
 
-fn back_up(
+/// Opens the repository for `work`. One that was made for it does not stay if nothing came of it.
+fn with_store<T>(
+    plan: &Plan<'_>,
     matches: &ArgMatches,
+    shower: &Shower,
+    work: impl FnOnce(&Store) -> Result<T>,
+) -> Result<T> {
+    let is_new = plan.repository.is_missing();
+    let store = plan.repository.open_or_create(matches, &|text| shower.line(text))?;
+    let outcome = work(&store);
+    if outcome.is_err() && is_new && store.discard_unused() {
+        shower.line(&format!("Removed datastore '{}' again: nothing was stored", plan.repository));
+    }
+    outcome
+}
+
+fn back_up(
+    store: &Store,
     plan: &Plan<'_>,
     (protection, wrapped_key): (Protection, Option<Vec<u8>>),
     report: Report,
@@ -361,7 +381,6 @@ fn back_up(
     counters: Arc<Counters>,
     shower: &Shower,
 ) -> Result<(Vec<(String, ArchiveSummary)>, BackupSummary)> {
-    let store = plan.repository.open_or_create(matches, &|text| shower.line(text))?;
     let target = BackupTarget {
         namespace: plan.namespace.clone(),
         snapshot: plan.snapshot.clone(),
@@ -390,7 +409,7 @@ fn back_up(
         let request = SourceRequest {
             archive_name: spec.label.to_string(),
             archive_extension: spec.archive_type.extension.clone(),
-            options: option_values(matches, &spec.loaded.info.options)?,
+            options: spec.options.clone(),
             borders: plan.borders.clone(),
             entries_max: plan.entries_max,
             previous: Vec::new(),

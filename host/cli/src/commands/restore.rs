@@ -346,7 +346,7 @@ fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
         return anyhow!("interrupted: the restore is not complete");
     }
     match error {
-        EngineError::Entry { .. } => {
+        EngineError::Entry { .. } | EngineError::Lost { .. } => {
             let text = format!("error extracting archive - {error}");
             anyhow::Error::from(error).context(text)
         }
