@@ -2,7 +2,7 @@
 //!
 //! | what | how | who |
 //! |---|---|---|
-//! | `.lock` | fcntl record lock, whole file; ours: see [`CollectorLock`] | shared: writers of indexes; exclusive: garbage collection |
+//! | `.lock` | fcntl record lock, whole file; ours: see [`CollectorLock`] | shared: writers of indexes; exclusive: garbage collection, removal of an unused store |
 //! | group directory | flock, exclusive | backup, deletion |
 //! | snapshot directory | flock, shared | readers, backups that build on it |
 //! | snapshot directory | flock, exclusive | forget, prune, protection, notes |
