@@ -75,6 +75,51 @@ fn a_first_backup_of_which_nothing_comes_leaves_no_repository() {
 }
 
 #[test]
+fn several_first_backups_at_once_all_succeed() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    let run = |id: u32| {
+        let mut command = world.command();
+        command.args(["backup", "root.pxar:tree", "--repository", "new/repo", "--backup-id"]);
+        command.arg(format!("c{id}")).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    for run in (0..4).map(run).collect::<Vec<_>>() {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(world.path("new/repo/.lock").exists());
+    let groups = world.ok("list --repository new/repo --output-format json").json();
+    assert_eq!(groups.as_array().unwrap().len(), 4);
+}
+
+/// What stands where a value belongs is one, whatever it looks like.
+#[test]
+fn values_that_look_like_options_stay_as_they_are() {
+    let world = World::new();
+    for name in ["-foo_bar", "--foo-bar", "--dry-run"] {
+        world.write(&format!("tree/{name}"), b"x");
+    }
+    world.ok("backup root.pxar:tree --backup-id me --exclude -foo_bar --exclude --dry-run");
+    world.ok("restore host/me root.pxar out");
+    assert!(world.path("out/--foo-bar").exists());
+    assert!(!world.path("out/-foo_bar").exists() && !world.path("out/--dry-run").exists());
+    world.ok("restore host/me root.pxar only --pattern --foo-bar");
+    assert!(world.path("only/--foo-bar").exists());
+    world.fails("backup a.conf:tree/-foo_bar --exclude [abc").says("unclosed character class");
+    world.fails("prune host/me --policy nope").says("no retention policy 'nope'");
+}
+
+#[test]
+fn a_stray_file_hides_no_snapshots() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    world.ok("backup root.pxar:tree --backup-id me");
+    world.write("repo/host/stray", b"");
+    world.write("repo/vm", b"");
+    assert_eq!(world.snapshots().len(), 1);
+}
+
+#[test]
 fn a_default_key_is_not_silently_ignored() {
     let world = World::new();
     world.write("tree/file", b"x");

@@ -180,3 +180,17 @@ fn damage_in_the_midst_of_small_files_costs_only_those() {
         }
     }
 }
+
+#[test]
+fn no_half_file_stays_under_another_name() {
+    let world = World::new();
+    world.write("tree/a", noise(1, 1 << 20));
+    fs::hard_link(world.path("tree/a"), world.path("tree/z")).unwrap();
+    world.ok("backup root.pxar:tree --backup-id me --chunk-size 64 --backup-time 1700000000");
+    let (chunk, _) = middle_chunk(&world, "root.pxar.didx");
+    fs::remove_file(&chunk).unwrap();
+    world.fails("restore host/me root.pxar out").says("\"a\"");
+    assert!(!world.path("out").exists());
+    let run = world.fails("restore host/me root.pxar kept --keep-going");
+    run.says("error at entry \"z\": it is one more name of \"a\", which is damaged");
+}

@@ -511,7 +511,8 @@ fn a_verification_with_the_key_sees_more() {
     fs::write(&chunk, changed.as_bytes()).unwrap();
     world.ok("verify");
     assert!(world.ok("verify --keyfile b.key --ignore-verified=no").stdout.contains("wrong key"));
-    let run = world.fails("verify --keyfile a.key --ignore-verified=no");
+    // That it was found good without the key is no reason to skip it.
+    let run = world.fails("verify --keyfile a.key");
     assert!(run.stdout.contains("is damaged"), "{}", run.stdout);
     fs::write(&chunk, good).unwrap();
     world.ok("verify --keyfile a.key --ignore-verified=no");
@@ -521,6 +522,25 @@ fn a_verification_with_the_key_sees_more() {
     world.ok("verify --ignore-verified=no");
     let run = world.fails("verify --keyfile a.key --ignore-verified=no");
     assert!(run.stdout.contains("wrong signature"), "{}", run.stdout);
+    world.ok("backup root.pxar:tree --backup-id plain --crypt-mode none");
+    let run = world.ok("verify host/plain --keyfile a.key");
+    assert!(run.stdout.contains("the key vouches for nothing"), "{}", run.stdout);
+    world.fails("verify host/plain --keyfile a.key --crypt-mode sign-only --ignore-verified=no");
+}
+
+/// Disaster is no time to ask for a file that only backups need.
+#[test]
+fn who_reads_needs_no_master_key() {
+    let world = world();
+    back_up(&world, 1_700_000_000, "--keyfile a.key");
+    fs::create_dir_all(world.path(".config/proxmox-backup")).unwrap();
+    let master = world.path(".config/proxmox-backup/master-public.pem");
+    std::os::unix::fs::symlink("/nowhere", master).unwrap();
+    world.fails("backup root.pxar:tree --keyfile a.key").says("master-public.pem");
+    world.ok("restore host/me root.pxar out --keyfile a.key");
+    world.ok("verify --keyfile a.key");
+    world.ok("catalog dump host/me/2023-11-14T22:13:20Z --keyfile a.key");
+    world.ok("snapshot upload-log host/me/2023-11-14T22:13:20Z app.conf --keyfile a.key");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn back_up(
     let target = BackupTarget {
         namespace: Namespace::default(),
         snapshot,
-        owner: "root@pam".into(),
+        owner: "root@pam".parse().unwrap(),
         protection: Protection::None,
         chunk_bytes: Some(64 << 10),
     };

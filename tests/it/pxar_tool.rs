@@ -99,3 +99,12 @@ fn errors_do_not_stop_an_extraction_unless_strict() {
     world.fails("pxar extract x.pxar strict --strict").says("\"a.txt\"");
     assert!(!world.path("strict/dir/noise").exists());
 }
+
+#[test]
+fn a_device_that_can_not_be_written_stays() {
+    let world = World::new();
+    world.write("tree/file", b"x");
+    std::os::unix::fs::symlink("/dev/full", world.path("full")).unwrap();
+    world.fails("pxar create full tree").says("No space left");
+    assert!(world.path("full").symlink_metadata().is_ok());
+}

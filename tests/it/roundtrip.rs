@@ -219,3 +219,25 @@ fn a_pattern_that_selects_nothing_is_an_error() {
     world.fails("restore host/me disk.img img --pattern a").says("one file");
     assert!(!world.path("img").exists());
 }
+
+/// What has a name in the target already is not the archive's file of that name.
+#[test]
+fn a_hard_link_is_never_made_to_a_foreign_file() {
+    let world = World::new();
+    world.write("tree/a", b"archived");
+    fs::hard_link(world.path("tree/a"), world.path("tree/b")).unwrap();
+    world.ok("backup root.pxar:tree --backup-id me");
+    for options in ["--pattern b", "--pattern b --allow-existing-dirs --overwrite"] {
+        let _ = fs::remove_dir_all(world.path("out"));
+        world.write("out/a", b"mine");
+        world.ok(&format!("restore host/me root.pxar out {options}"));
+        assert_eq!(fs::read(world.path("out/b")).unwrap(), b"archived");
+        assert_eq!(fs::read(world.path("out/a")).unwrap(), b"mine");
+    }
+    fs::remove_file(world.path("out/b")).unwrap();
+    let run = world.fails("restore host/me root.pxar out --keep-going");
+    run.says("\"a\": failed to create file").says("one more name of \"a\", which was not restored");
+    assert!(!world.path("out/b").exists());
+    world.ok("restore host/me root.pxar out --overwrite");
+    assert_eq!(fs::read(world.path("out/b")).unwrap(), b"archived");
+}

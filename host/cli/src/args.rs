@@ -3,20 +3,21 @@
 use crate::commands;
 use crate::exit::{Shown, UsageError};
 use crate::plugins::Plugins;
-use crate::words::{join_flags, parse_bool};
+use crate::words::{Options, parse_bool};
 use anyhow::{Result, anyhow, bail};
-use clap::builder::OsStringValueParser;
+use clap::builder::{OsStringValueParser, PossibleValue, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use keepwell_engine::pattern::Pattern;
 use keepwell_engine::plugin::{OptionKind, OptionSpec, OptionValue};
 use keepwell_model::{Namespace, size};
-use std::ffi::OsString;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
 /// The whole command line.
-pub(crate) fn command(plugins: &Plugins, _arguments: &[OsString]) -> Result<Command> {
+pub(crate) fn command(plugins: &Plugins) -> Result<Command> {
     let mut command = Command::new("keepwell")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Backs up file trees and images, and restores them")
@@ -33,7 +34,50 @@ pub(crate) fn command(plugins: &Plugins, _arguments: &[OsString]) -> Result<Comm
     for verb in commands::all(plugins) {
         command = command.subcommand(verb);
     }
-    Ok(command)
+    match clash(&command) {
+        None => Ok(command),
+        Some((verb, option)) => bail!(
+            "a plugin of KEEPWELL_PLUGIN_PATH declares --{option}, which `{verb}` has itself: \
+             remove it"
+        ),
+    }
+}
+
+/// An option that a command has twice.
+fn clash(command: &Command) -> Option<(String, String)> {
+    let mut seen = HashSet::new();
+    let mut options = command.get_arguments().filter_map(Arg::get_long);
+    match options.find(|option| !seen.insert(*option)) {
+        Some(option) => Some((command.get_name().into(), option.into())),
+        None => command.get_subcommands().find_map(clash),
+    }
+}
+
+/// A parser of text, and words that a shell may offer.
+#[derive(Clone)]
+struct Offering(Vec<String>);
+
+impl TypedValueParser for Offering {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(PossibleValue::new)))
+    }
+}
+
+/// Offers words for the value of a text option; which of them are right is found out later.
+pub(crate) fn offering(arg: Arg, words: &[&str]) -> Arg {
+    let words = words.iter().map(|word| (*word).to_owned()).collect();
+    arg.value_parser(Offering(words)).hide_possible_values(true)
 }
 
 /// An option with a value.
@@ -71,8 +115,7 @@ where
     T: FromStr + Clone + Send + Sync + 'static,
     T::Err: std::fmt::Display,
 {
-    use clap::builder::TypedValueParser;
-    clap::builder::StringValueParser::new()
+    StringValueParser::new()
         .try_map(|text| text.parse::<T>().map_err(|problem| problem.to_string()))
 }
 
@@ -92,10 +135,16 @@ pub(crate) fn namespace() -> Arg {
 pub(crate) fn output_format(plugins: &Plugins) -> Arg {
     let formats: Vec<&str> =
         plugins.iter().flat_map(|loaded| &loaded.info.formats).map(String::as_str).collect();
-    Arg::new("output-format")
-        .long("output-format")
-        .value_name("FORMAT")
-        .help(format!("How to print: {} [env: PROXMOX_OUTPUT_FORMAT]", formats.join(", ")))
+    let help = format!("How to print: {} [env: PROXMOX_OUTPUT_FORMAT]", formats.join(", "));
+    let arg = Arg::new("output-format").long("output-format").value_name("FORMAT").help(help);
+    offering(arg, &formats)
+}
+
+/// How to print, with what formatters declare.
+pub(crate) fn output_options(plugins: &Plugins) -> Vec<Arg> {
+    let mut args = plugin_options(&plugins.options(&|info| info.is_formatter));
+    args.push(output_format(plugins));
+    args
 }
 
 /// Limits of transfer, for servers.
@@ -146,6 +195,13 @@ fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
         .value_parser(OsStringValueParser::new())
         .allow_hyphen_values(true)
         .action(action)
+}
+
+/// Refuses wrong values of options, also of plugins that are not used this time.
+pub(crate) fn check_options(matches: &ArgMatches, options: &[(&str, &OptionSpec)]) -> Result<()> {
+    options
+        .iter()
+        .try_for_each(|(_, spec)| option_values(matches, std::slice::from_ref(*spec)).map(|_| ()))
 }
 
 /// What was given for a plugin's options, checked against their specs.
@@ -201,22 +257,10 @@ fn checked(spec: &OptionSpec, given: &OsString) -> Result<Vec<u8>> {
     }
 }
 
-/// Names of options that are flags, in any command.
-fn flag_names(command: &Command, names: &mut Vec<String>) {
-    for arg in command.get_arguments() {
-        if arg.is_require_equals_set() {
-            names.extend(arg.get_long().map(str::to_owned));
-        }
-    }
-    command.get_subcommands().for_each(|sub| flag_names(sub, names));
-}
-
 /// Parses; help comes back as [`Shown`], mistakes as [`UsageError`].
 pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<ArgMatches> {
-    let mut flags = Vec::new();
-    flag_names(&command, &mut flags);
-    let arguments = join_flags(arguments, &|name| flags.iter().any(|flag| flag == name));
-    let arguments = complete_command(&command, arguments);
+    let arguments = Options::of(&command).rewrite(arguments);
+    let arguments = complete_command(&command, complete_help(&command, arguments));
     let words: Vec<String> =
         arguments.iter().skip(1).filter_map(|word| word.to_str().map(str::to_owned)).collect();
     let foreign = arguments.iter().find(|word| word.to_str().is_none()).cloned();
@@ -242,6 +286,30 @@ pub(crate) fn parse(mut command: Command, arguments: Vec<OsString>) -> Result<Ar
         format!("{}\n{}", usage_of(command, &words), rest.join("\n")).trim_end().to_owned()
     };
     bail!(UsageError { message, usage })
+}
+
+/// `help` shows all there is, so `--verbose` adds nothing; the commands that it is asked about may
+/// be abbreviated.
+fn complete_help(command: &Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_none_or(|word| word != "help") {
+        return arguments;
+    }
+    arguments.retain(|word| !["--verbose", "-verbose", "-v"].iter().any(|verbose| word == verbose));
+    let mut asked = command;
+    for word in arguments.iter_mut().skip(2) {
+        let fits = |sub: &&Command| {
+            let given = word.to_str();
+            !sub.is_hide_set() && given.is_some_and(|given| sub.get_name().starts_with(given))
+        };
+        let exact = asked.get_subcommands().find(|sub| word == sub.get_name());
+        let found: Vec<&Command> = asked.get_subcommands().filter(fits).collect();
+        let Some(sub) = exact.or(if let [only] = found[..] { Some(only) } else { None }) else {
+            break;
+        };
+        *word = sub.get_name().into();
+        asked = sub;
+    }
+    arguments
 }
 
 /// Writes an abbreviated command out where only one that help shows begins so.

@@ -20,15 +20,11 @@ mod task;
 mod verify;
 mod version;
 
+use crate::args;
 use crate::plugins::Plugins;
-use crate::{args, terminal};
+pub(crate) use crate::signals::cancel_on_signal;
 use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command};
-use keepwell_engine::Cancel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag::{register, register_conditional_shutdown};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// All verbs, in the order of the help.
 pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
@@ -92,23 +88,10 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "serve" => server::serve(matches),
         "admin" => server::admin(plugins, matches),
         "version" => version::run(plugins, matches),
-        "completion" => documents::completion(args::command(plugins, &[])?, matches),
-        "man" => documents::man(args::command(plugins, &[])?, matches),
+        "completion" => documents::completion(args::command(plugins)?, matches),
+        "man" => documents::man(args::command(plugins)?, matches),
         other => bail!("command '{other}' comes with a later version"),
     }
-}
-
-/// Ctrl-C, SIGTERM and SIGHUP ask to stop; the second time they stop. What was ignored when we
-/// were started, as by nohup, stays ignored.
-pub(crate) fn cancel_on_signal() -> Cancel {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        if !terminal::is_ignored(signal) {
-            let _ = register_conditional_shutdown(signal, 255, flag.clone());
-            let _ = register(signal, flag.clone());
-        }
-    }
-    Cancel::from_flag(flag)
 }
 
 /// Commands that the documentation names and that are not here yet.

@@ -137,7 +137,17 @@ pub(crate) struct CryptParameters {
 }
 
 impl CryptParameters {
-    /// Reads the options, and the default files where they count.
+    /// For a backup: reads the options, and the default files where they count.
+    pub(crate) fn for_backup(matches: &ArgMatches) -> Result<Self> {
+        let mut parameters = Self::of(matches)?;
+        if parameters.key.is_some() && parameters.master.is_none() {
+            parameters.master = default_file(&default_master_path()?)?;
+        }
+        Ok(parameters)
+    }
+
+    /// For who reads and has no use for a master key: the options, and the default key where it
+    /// counts.
     pub(crate) fn of(matches: &ArgMatches) -> Result<Self> {
         let key = given(matches, "keyfile", "keyfd")?;
         let master = given(matches, "master-pubkey-file", "master-pubkey-fd")?;
@@ -178,12 +188,6 @@ impl CryptParameters {
                 );
             }
             return Ok(Self::default());
-        };
-        // Who only reads has no use for a master key.
-        let takes_master = matches.try_contains_id("master-pubkey-file").is_ok();
-        let master = match master {
-            None if takes_master => default_file(&default_master_path()?)?,
-            given => given,
         };
         let default_for_mode = is_default && mode.is_some();
         Ok(Self { key: Some((key, mode)), master, default_for_mode })

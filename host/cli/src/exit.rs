@@ -1,5 +1,6 @@
 //! From an outcome to messages and an exit code: 0, or 255 for any error.
 
+use crate::output::write_out;
 use keepwell_engine::EngineError;
 use keepwell_engine::plugin::Failure;
 use keepwell_store::StoreError;
@@ -35,10 +36,13 @@ impl std::error::Error for Shown {}
 
 pub(crate) fn report(outcome: anyhow::Result<()>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    if let Some(Shown(text)) = error.downcast_ref() {
-        let _ = std::io::stdout().write_all(text.as_bytes());
-        return ExitCode::SUCCESS;
-    }
+    let error = match error.downcast::<Shown>() {
+        Ok(Shown(text)) => match write_out(text.as_bytes()) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => error,
+        },
+        Err(error) => error,
+    };
     if is_broken_pipe(&error) {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
@@ -61,7 +65,7 @@ fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        let cause = cause.trim_end().replace('\n', " ");
+        let cause = shown(cause.trim_end());
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {
@@ -69,6 +73,26 @@ fn one_line(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Longer texts, of a server, are cut.
+const CHARS_MAX: usize = 2000;
+
+/// One line that does nothing to a terminal, wherever it comes from.
+fn shown(text: &str) -> String {
+    let mut line = String::new();
+    for (count, c) in text.chars().enumerate() {
+        match c {
+            _ if count == CHARS_MAX => {
+                line += " …";
+                break;
+            }
+            '\n' | '\t' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -104,6 +128,9 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::Io { action: "open", source, .. } if source.kind() == ErrorKind::NotFound => {
             "There is no repository there: the first backup makes one."
         }
+        StoreError::Io { action: "read", source, .. } if source.kind() == ErrorKind::NotFound => {
+            "A file of the snapshot is missing: others may be sound, `keepwell verify` tells."
+        }
         StoreError::NotAStore { .. } => {
             "Give the path of a repository; `backup` makes a new one in an empty directory."
         }
@@ -119,6 +146,11 @@ fn store_hint(error: &StoreError) -> Option<String> {
             ));
         }
         StoreError::SnapshotMissing { .. } => "`keepwell snapshot list` shows what there is.",
+        StoreError::Remote(source)
+            if source.downcast_ref().is_some_and(keepwell_transport::Error::is_lost) =>
+        {
+            "Try again when the server is there; a backup that was cut off has left nothing."
+        }
         StoreError::TooOld { .. } => "Wait a second, or give a later --backup-time.",
         _ => return None,
     };

@@ -13,6 +13,7 @@ mod progress;
 mod remote;
 mod repository;
 mod secrets;
+mod signals;
 mod store;
 mod terminal;
 mod words;
@@ -20,8 +21,7 @@ mod words;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = words::normalise(std::env::args_os().collect());
-    exit::report(run(arguments))
+    exit::report(run(std::env::args_os().collect()))
 }
 
 fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
@@ -29,7 +29,6 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     terminal::raise_open_files();
     terminal::forbid_core_dumps();
     let plugins = plugins::Plugins::load()?;
-    let command = args::command(&plugins, &arguments)?;
-    let matches = args::parse(command, arguments)?;
+    let matches = args::parse(args::command(&plugins)?, arguments)?;
     commands::run(&plugins, &matches)
 }

@@ -70,11 +70,12 @@ fn parse_server(given: &str) -> Option<ServerRepository> {
     if auth_id.is_some_and(|auth_id| auth_id.parse::<AuthId>().is_err()) {
         return None;
     }
-    let (host, port) = split_port(place)?;
+    let (host, port) = match split_port(place)? {
+        // Behind a user stands a host, be it a number.
+        (None, Some(_)) if auth_id.is_some() => (Some(place), None),
+        found => found,
+    };
     let host = host.map(str::to_owned);
-    if auth_id.is_some() && host.is_none() {
-        return None;
-    }
     Some(ServerRepository { auth_id: auth_id.map(str::to_owned), host, port, store })
 }
 
@@ -83,19 +84,25 @@ fn split_port(place: &str) -> Option<(Option<&str>, Option<u16>)> {
         let (address, after) = inner.split_once(']')?;
         address.split('%').next()?.parse::<Ipv6Addr>().ok()?;
         let port = match after.strip_prefix(':') {
-            Some(port) => Some(port.parse().ok()?),
+            Some(port) => Some(parse_port(port)?),
             None if after.is_empty() => None,
             None => return None,
         };
         return Some((Some(&place[..address.len() + 2]), port));
     }
-    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     match place.split_once(':') {
-        Some((host, port)) if is_host(host) => Some((Some(host), Some(port.parse().ok()?))),
-        None if is_port(place) && place.len() <= 5 => Some((None, Some(place.parse().ok()?))),
+        Some((host, port)) if is_host(host) => Some((Some(host), Some(parse_port(port)?))),
+        None if is_number(place) && place.len() <= 5 => Some((None, Some(parse_port(place)?))),
         None if is_host(place) => Some((Some(place), None)),
         _ => None,
     }
+}
+
+/// One to five digits.
+fn parse_port(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number && text.len() <= 5)
 }
 
 fn is_host(text: &str) -> bool {

@@ -2,11 +2,10 @@
 //!
 //! None is ever printed, and all are wiped when they are dropped.
 
+use crate::signals::Watch;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::SigId;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write, stdin};
 use std::process::{Command, Stdio};
@@ -153,30 +152,24 @@ fn first_line(name: &str, bytes: Vec<u8>) -> Result<Secret> {
 /// Keys come one by one and unseen; drop gives the terminal back.
 struct Unseen {
     before: Termios,
-    /// a signal asked to stop
-    over: Arc<AtomicBool>,
-    handlers: Vec<SigId>,
+    /// whether a signal asks to stop
+    watch: Watch,
 }
 
 impl Unseen {
     fn start() -> Result<Self> {
-        let over = Arc::new(AtomicBool::new(false));
-        let register = |signal| signal_hook::flag::register(signal, over.clone()).ok();
-        let handlers = [SIGINT, SIGTERM, SIGHUP].into_iter().filter_map(register).collect();
+        let watch = Watch::start();
         let before = tcgetattr(stdin())?;
         let mut unseen = before.clone();
         unseen.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
         tcsetattr(stdin(), OptionalActions::Drain, &unseen)?;
-        Ok(Self { before, over, handlers })
+        Ok(Self { before, watch })
     }
 }
 
 impl Drop for Unseen {
     fn drop(&mut self) {
         let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.before);
-        for handler in self.handlers.drain(..) {
-            signal_hook::low_level::unregister(handler);
-        }
     }
 }
 
@@ -191,7 +184,7 @@ pub(crate) fn ask(prompt: &str) -> Result<Secret> {
     let unseen = Unseen::start()?;
     write!(shown, "{prompt}")?;
     shown.flush()?;
-    let typed = read_line(&mut Keys(unseen.over.clone()), &mut *shown);
+    let typed = read_line(&mut Keys(unseen.watch.flag()), &mut *shown);
     drop(unseen);
     writeln!(shown)?;
     typed

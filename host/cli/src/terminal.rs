@@ -1,7 +1,8 @@
 //! The process's surroundings: log, terminal, limits, clock, who and where we are.
 
+use anyhow::{Context, Result};
 use chrono::{Local, TimeZone};
-use keepwell_model::Upid;
+use keepwell_model::{AuthId, Upid};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -134,18 +135,20 @@ pub(crate) fn upid(kind: &str, id: String) -> Upid {
         start: now(),
         kind: kind.to_owned(),
         id: Some(id),
-        user: owner(),
+        user: owner().map_or_else(|_| "root@pam".into(), |owner| owner.to_string()),
     }
 }
 
 /// Who owns new groups of a local repository.
-pub(crate) fn owner() -> String {
+pub(crate) fn owner() -> Result<AuthId> {
     let user = if rustix::process::geteuid().is_root() {
         "root".to_owned()
     } else {
         std::env::var("USER").unwrap_or_else(|_| "user".into())
     };
-    format!("{user}@pam")
+    format!("{user}@pam").parse().with_context(|| {
+        format!("'{user}' (USER) can't be the owner of backups: set USER to a name without blanks, '/', ':' and '\\'")
+    })
 }
 
 /// `$XDG_CACHE_HOME/keepwell` or `~/.cache/keepwell`.

@@ -13,7 +13,7 @@ use keepwell_model::catalog::{CatalogKind, CatalogWriter};
 use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{
-    ArchiveLabel, ArchiveName, Blob, BlobKind, Index, Manifest, Namespace, SnapshotId,
+    ArchiveLabel, ArchiveName, AuthId, Blob, BlobKind, Index, Manifest, Namespace, SnapshotId,
 };
 use keepwell_seal::{Chunker, EncryptionKey, Protection, SealError, Sealer};
 use keepwell_store::{BackupSession, FileSummary, IndexLayout, SessionStore, SnapshotReader};
@@ -33,7 +33,7 @@ const CATALOG_BATCH_BYTES: usize = 64 << 10;
 pub struct BackupTarget {
     pub namespace: Namespace,
     pub snapshot: SnapshotId,
-    pub owner: String,
+    pub owner: AuthId,
     pub protection: Protection,
     /// average of content-defined chunks and size of fixed ones, where the user asks for it
     pub chunk_bytes: Option<u32>,
@@ -97,7 +97,7 @@ impl Backup {
         if let Some(bytes) = target.chunk_bytes {
             Chunker::new(bytes)?;
         }
-        let session = store.begin(&target.namespace, &target.snapshot, &target.owner)?;
+        let session = store.begin(&target.namespace, &target.snapshot, target.owner.as_str())?;
         let workers = Workers::start(target.protection.encryption())?;
         let key = target.protection.key().map(|key| &**key);
         let mut previous_problem = None;

@@ -12,12 +12,14 @@ use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Failure, 
 use crate::progress::{Cancel, Counters};
 use crate::report::shown_path;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 /// Events asked of a walk at a time.
@@ -125,6 +127,23 @@ impl ContentSource for PlainContent {
     }
 }
 
+/// Files by the places of their entries in the archive, for hard links to them.
+#[derive(Default)]
+struct Files {
+    /// not complete yet
+    open: HashSet<u64>,
+    fates: HashMap<u64, Fate>,
+}
+
+/// What became of a file that is not as the archive has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// what has its name, if anything, is not ours
+    Missing,
+    /// it is there with what could be read of it
+    Damaged,
+}
+
 /// What all threads of a restore share.
 struct Shared {
     content: Arc<dyn ContentSource>,
@@ -135,9 +154,8 @@ struct Shared {
     failed: AtomicBool,
     first: Mutex<Option<EngineError>>,
     troubles: AtomicU64,
-    /// files that are not complete, and who waits for them
-    open_files: Mutex<u64>,
-    all_complete: Condvar,
+    files: Mutex<Files>,
+    completed: Condvar,
     on_trouble: Box<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -154,24 +172,26 @@ impl Shared {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    fn enter_file(&self) {
-        *self.open_files.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave_file(&self) {
-        let mut open = self.open_files.lock().unwrap_or_else(PoisonError::into_inner);
-        *open = open.saturating_sub(1);
-        if *open == 0 {
-            self.all_complete.notify_all();
-        }
+    fn note(&self, file: Node, fate: Fate) {
+        self.files().fates.insert(file.at, fate);
     }
 
-    /// Waits until every file has its content and its name.
-    fn wait_for_files(&self) {
-        let mut open = self.open_files.lock().unwrap_or_else(PoisonError::into_inner);
-        while *open > 0 {
-            open = self.all_complete.wait(open).unwrap_or_else(PoisonError::into_inner);
+    fn leave_file(&self, file: Node) {
+        self.files().open.remove(&file.at);
+        self.completed.notify_all();
+    }
+
+    /// Waits until a file has its content and its name, and tells what is wrong with it.
+    fn fate(&self, file: Node) -> Option<Fate> {
+        let mut files = self.files();
+        while files.open.contains(&file.at) {
+            files = self.completed.wait(files).unwrap_or_else(PoisonError::into_inner);
         }
+        files.fates.get(&file.at).copied()
     }
 
     fn is_over(&self) -> bool {
@@ -296,6 +316,7 @@ impl Drop for Dir {
 struct OpenFile {
     dir: Arc<Dir>,
     name: Vec<u8>,
+    node: Node,
     metadata: Metadata,
     file: File,
     /// the name under which it is written, where another is to be replaced
@@ -314,7 +335,11 @@ impl OpenFile {
             // Half a file is worse than none.
             rustix::fs::unlinkat(self.dir.open()?, written_as, rustix::fs::AtFlags::empty())
                 .unwrap_or_default();
+            shared.note(self.node, Fate::Missing);
             return Ok(());
+        }
+        if damaged {
+            shared.note(self.node, Fate::Damaged);
         }
         let trouble = |trouble| self.dir.error(&self.name, trouble);
         let fd = self.file.as_fd();
@@ -323,7 +348,11 @@ impl OpenFile {
             false => output::apply(fd, &self.metadata, &shared.options).map_err(trouble),
         };
         if let Some(temporary) = &self.temporary {
-            output::put_in_place(self.dir.open()?, temporary, &self.name).map_err(trouble)?;
+            let placed = output::put_in_place(self.dir.open()?, temporary, &self.name);
+            placed.map_err(|failed| {
+                shared.note(self.node, Fate::Missing);
+                trouble(failed)
+            })?;
         }
         let sealed = match self.bare {
             true => Ok(()),
@@ -338,7 +367,7 @@ impl Drop for OpenFile {
         if let Err(error) = self.complete() {
             self.dir.shared.trouble(error);
         }
-        self.dir.shared.leave_file();
+        self.dir.shared.leave_file(self.node);
     }
 }
 
@@ -401,6 +430,21 @@ impl Restore {
     /// Restores all that the patterns select of `archive` into `target`: a directory, or a new
     /// file where the archive is one.
     pub fn run(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
+        let selects = !self.request.patterns.is_empty();
+        let is_new = target.symlink_metadata().is_err();
+        let outcome = self.run_into(archive, target);
+        let is_nothing = match &outcome {
+            Ok(summary) => selects && summary.entries == 0,
+            Err(_) => true,
+        };
+        if is_new && is_nothing {
+            // Where there is something in it, it stays.
+            let _ = std::fs::remove_dir(target);
+        }
+        outcome
+    }
+
+    fn run_into(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
         let Self { request, content, cancel, counters, on_trouble } = self;
         let (root, root_problem) = match archive.root() {
             Ok(root) => (root, None),
@@ -423,8 +467,8 @@ impl Restore {
             failed: AtomicBool::new(false),
             first: Mutex::default(),
             troubles: AtomicU64::new(0),
-            open_files: Mutex::new(0),
-            all_complete: Condvar::new(),
+            files: Mutex::default(),
+            completed: Condvar::new(),
             on_trouble,
         });
         let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
@@ -436,7 +480,8 @@ impl Restore {
             }
             drop(queue);
             let (patterns, sequential) = (&request.patterns, request.sequential);
-            let mut walk = Walk { shared: &shared, jobs, patterns, sequential, skipped: 0 };
+            let hasher = RandomState::new();
+            let mut walk = Walk { shared: &shared, jobs, patterns, sequential, skipped: 0, hasher };
             match root.metadata.kind {
                 EntryKind::Directory => walk.directory(archive, root, root_problem, target),
                 _ => walk.single_file(&root, target),
@@ -477,6 +522,7 @@ struct Walk<'a> {
     sequential: bool,
     /// directories entered below one that can't be restored
     skipped: u64,
+    hasher: RandomState,
 }
 
 /// An open directory of the walk, and whether what is in it is wanted unless a pattern says
@@ -488,12 +534,21 @@ struct Level {
     /// the child met last, and its name
     last: Option<Node>,
     last_name: Vec<u8>,
+    /// hashes of all names met, where one could take the place of another
+    names: HashSet<u64>,
 }
 
 impl Level {
-    /// Notes a child. Two of one name beside each other are no work of a file system.
-    fn meet(&mut self, entry: &Entry) -> Result<()> {
-        let twice = self.last.is_some() && self.last_name == entry.name;
+    fn new(dir: Arc<Dir>, path: Vec<u8>, wanted: bool) -> Self {
+        let (last, last_name, names) = (None, Vec::new(), HashSet::new());
+        Self { dir, path, wanted, last, last_name, names }
+    }
+
+    /// Notes a child. Two of one name are no work of a file system: where nothing is overwritten,
+    /// the second fails by itself unless they stand beside each other.
+    fn meet(&mut self, entry: &Entry, hash: Option<u64>) -> Result<()> {
+        let twice = self.last.is_some() && self.last_name == entry.name
+            || hash.is_some_and(|hash| !self.names.insert(hash));
         self.last = Some(entry.node);
         self.last_name.clone_from(&entry.name);
         match twice {
@@ -539,8 +594,7 @@ impl Walk<'_> {
             is_new: AtomicBool::new(false),
         });
         let (wanted, root_node) = (self.patterns.is_empty(), root.node);
-        let mut levels =
-            vec![Level { dir, path: Vec::new(), wanted, last: None, last_name: Vec::new() }];
+        let mut levels = vec![Level::new(dir, Vec::new(), wanted)];
         let walked = match root_problem {
             Some(failure) => Err(failure.into()),
             None => self.walk(archive, &mut levels),
@@ -693,7 +747,7 @@ impl Walk<'_> {
             match event {
                 Event::Enter(_) => self.skipped += 1,
                 Event::Leave => self.skipped -= 1,
-                Event::Leaf(_) => {}
+                Event::Leaf(entry) => self.shared.note(entry.node, Fate::Missing),
             }
             return Ok(());
         }
@@ -706,7 +760,7 @@ impl Walk<'_> {
             }
             Event::Enter(entry) => {
                 let Some(top) = levels.last_mut() else { return Ok(()) };
-                if let Err(twice) = top.meet(&entry) {
+                if let Err(twice) = top.meet(&entry, self.hash(&entry)) {
                     self.skipped = 1;
                     return Err(twice);
                 }
@@ -728,13 +782,7 @@ impl Walk<'_> {
                 });
                 // It is on the stack even where it can't be made: what is in it must not end up
                 // in its parent.
-                levels.push(Level {
-                    dir: dir.clone(),
-                    path,
-                    wanted,
-                    last: None,
-                    last_name: Vec::new(),
-                });
+                levels.push(Level::new(dir.clone(), path, wanted));
                 if wanted {
                     if let Err(error) = dir.open() {
                         // Nothing in it can be restored, either.
@@ -748,12 +796,43 @@ impl Walk<'_> {
             }
             Event::Leaf(entry) => {
                 let Some(top) = levels.last_mut() else { return Ok(()) };
-                top.meet(&entry)?;
+                let node = entry.node;
+                let met = top.meet(&entry, self.hash(&entry));
                 let (_, wanted) = self.judge(top, &entry);
                 let dir = top.dir.clone();
-                if wanted { self.leaf(archive, &dir, &levels[0].dir, entry) } else { Ok(()) }
+                if !wanted {
+                    return met;
+                }
+                let made = met.and_then(|()| self.leaf(archive, &dir, &levels[0].dir, entry));
+                made.inspect_err(|_| self.shared.note(node, Fate::Missing))
             }
         }
+    }
+
+    /// The name's hash, where what has a name may be overwritten.
+    fn hash(&self, entry: &Entry) -> Option<u64> {
+        let options = &self.shared.options;
+        let overwrites = options.allow_existing_dirs
+            || options.overwrite_files
+            || options.overwrite_symlinks
+            || options.overwrite_hardlinks;
+        overwrites.then(|| self.hasher.hash_one(&entry.name))
+    }
+
+    /// Whether the patterns select the file at this path.
+    fn selects(&self, path: &[Vec<u8>]) -> bool {
+        let mut wanted = self.patterns.is_empty();
+        let mut above = Vec::new();
+        for (position, name) in path.iter().enumerate() {
+            above.push(b'/');
+            above.extend(name);
+            wanted = match self.patterns.judge(&above, position + 1 < path.len()) {
+                Verdict::Include => true,
+                Verdict::Exclude => false,
+                Verdict::None => wanted,
+            };
+        }
+        wanted
     }
 
     /// The entry's path and whether it is wanted.
@@ -784,26 +863,34 @@ impl Walk<'_> {
         let options = &self.shared.options;
         match (&entry.content, entry.metadata.kind) {
             (Content::HardLink { node, path }, _) => {
-                if options.overwrite_files {
-                    // What has the target's name may not be the target yet.
-                    self.shared.wait_for_files();
-                }
-                let made =
-                    output::make_hard_link(root.open()?, path, dir.open()?, &entry.name, options);
-                match made {
+                let shown = || shown_path(&path.join(&b'/'));
+                let at = dir.path_of(&entry.name);
+                if !self.selects(path) {
                     // Its first name was not selected: it is restored under this one.
-                    Err(trouble)
-                        if trouble.error == rustix::io::Errno::NOENT
-                            && !self.patterns.is_empty() =>
-                    {
-                        let mut target = archive.entry(*node)?;
-                        if matches!(target.content, Content::HardLink { .. }) {
-                            return Err(dir.error(&entry.name, trouble));
-                        }
-                        target.name = entry.name;
-                        self.file(dir, target)
+                    let mut target = archive.entry(*node)?;
+                    if matches!(target.content, Content::HardLink { .. }) {
+                        let problem = "it is a hard link to a hard link".into();
+                        return Err(EngineError::Entry { path: at, problem });
                     }
-                    other => other.map_err(|trouble| dir.error(&entry.name, trouble)),
+                    (target.name, target.node) = (entry.name, entry.node);
+                    return self.file(dir, target);
+                }
+                // Under the target's name may be something else, or not all of it yet.
+                let fate = self.shared.fate(*node);
+                if fate == Some(Fate::Missing) {
+                    let problem =
+                        format!("it is one more name of \"{}\", which was not restored", shown());
+                    return Err(EngineError::Entry { path: at, problem });
+                }
+                output::make_hard_link(root.open()?, path, dir.open()?, &entry.name, options)
+                    .map_err(|trouble| dir.error(&entry.name, trouble))?;
+                match fate {
+                    None => Ok(()),
+                    Some(_) => {
+                        let problem =
+                            format!("it is one more name of \"{}\", which is damaged", shown());
+                        Err(EngineError::Lost { path: at, problem })
+                    }
                 }
             }
             (_, EntryKind::File) => self.file(dir, entry),
@@ -813,7 +900,7 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, dir: &Arc<Dir>, entry: Entry) -> Result<()> {
-        let Entry { name, metadata, content, .. } = entry;
+        let Entry { name, metadata, content, node } = entry;
         let extents = match content {
             Content::Stored(extents) => extents,
             Content::None => Vec::new(),
@@ -829,10 +916,11 @@ impl Walk<'_> {
         }
         let made = output::make_file(dir.open()?, &name, &metadata, &self.shared.options);
         let NewFile { file, temporary } = made.map_err(|trouble| dir.error(&name, trouble))?;
-        self.shared.enter_file();
+        self.shared.files().open.insert(node.at);
         let file = OpenFile {
             dir: dir.clone(),
             name,
+            node,
             metadata,
             file,
             temporary,
@@ -907,9 +995,9 @@ impl Walk<'_> {
             bare: true,
             is_new: AtomicBool::new(false),
         });
-        self.shared.enter_file();
         let file = OpenFile {
             dir,
+            node: root.node,
             name: std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec(),
             metadata: root.metadata.clone(),
             file,

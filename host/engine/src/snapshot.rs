@@ -79,7 +79,11 @@ impl UnverifiedManifest {
         };
         let provided = key.fingerprint();
         if let Some(stated) = stated.filter(|stated| *stated != provided) {
-            let (manifest, provided) = (stated.short(), provided.short());
+            // Keys that begin alike are told apart by all of it.
+            let (manifest, provided) = match (stated.short(), provided.short()) {
+                (stated_short, short) if stated_short != short => (stated_short, short),
+                _ => (stated.to_string(), provided.to_string()),
+            };
             return Err(EngineError::WrongKey { manifest, provided });
         }
         match &manifest.signature {

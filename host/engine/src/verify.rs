@@ -54,6 +54,13 @@ impl SkipVerified {
     }
 }
 
+/// What opens encrypted chunks and checks signatures.
+pub struct VerifyKey {
+    pub key: Arc<EncryptionKey>,
+    /// what it does not protect is an error
+    pub demanded: bool,
+}
+
 /// A running verification of a store.
 pub struct Verification<'a> {
     pub store: &'a DirStore,
@@ -65,15 +72,17 @@ pub struct Verification<'a> {
     pub cancel: Cancel,
     /// hears each line of the log
     pub say: &'a mut dyn FnMut(&str),
-    /// what opens encrypted chunks and checks signatures
-    pub key: Option<Arc<EncryptionKey>>,
+    pub key: Option<VerifyKey>,
     pub seen: Seen,
 }
 
 /// Chunks that this verification has met.
 #[derive(Default)]
 pub struct Seen {
+    /// compared with their content
     recent: RecentDigests,
+    /// encrypted ones, of which without the key only the checksum was looked at
+    sealed: RecentDigests,
     corrupt: Mutex<HashSet<ChunkDigest>>,
 }
 
@@ -170,7 +179,7 @@ impl Verification<'_> {
         };
         let opened = UnverifiedManifest::read(&*reader).and_then(|manifest| match &self.key {
             None => Ok(manifest.unverified()),
-            Some(key) => manifest.verify(Some(key)),
+            Some(VerifyKey { key, .. }) => manifest.verify(Some(key)),
         });
         let (manifest, other_key) = match opened {
             Ok(manifest) => (manifest, None),
@@ -183,18 +192,25 @@ impl Verification<'_> {
                 return Ok(false);
             }
         };
-        if self.skip.skips(&manifest) {
+        let key = match (&self.key, &other_key) {
+            (Some(VerifyKey { key, .. }), None) => Some(key.clone()),
+            _ => None,
+        };
+        // Others may have looked without the key, and who can write to the store can say so.
+        let needs_key = key.is_some() && manifest.is_protected();
+        if !needs_key && self.skip.skips(&manifest) {
             self.say(&format!("SKIPPED: verify {name} (recently verified)"));
             return Ok(true);
         }
         self.say(&format!("verify {name}"));
-        let key = match other_key {
-            Some(error) => {
-                self.say(&format!("  only checksums are looked at: {error}"));
-                None
+        if let Some(error) = other_key {
+            self.say(&format!("  only checksums are looked at: {error}"));
+        } else if key.is_some() && manifest.signature.is_none() {
+            self.say("  it is neither encrypted nor signed: the key vouches for nothing");
+            if self.key.as_ref().is_some_and(|key| key.demanded) {
+                return Ok(false);
             }
-            None => self.key.clone(),
-        };
+        }
         let errors = self.files(&*reader, &manifest, key.as_deref())?;
         drop(reader);
         if let Err(error) = self.note(namespace, snapshot, errors == 0) {
@@ -215,7 +231,13 @@ impl Verification<'_> {
             self.say(&format!("  check {}", file.name));
             let found = match file.name.kind() {
                 ArchiveKind::Blob => check_blob(reader, file, key).map(|()| 0),
-                _ => read_index(reader, file).and_then(|index| self.index(file, index, key)),
+                _ => read_index(reader, file).and_then(|index| {
+                    if index.stated_checksum() != file.checksum {
+                        errors += 1;
+                        self.say("  the checksum in its header is wrong");
+                    }
+                    self.index(file, index, key)
+                }),
             };
             match found {
                 Ok(found) => errors += found,
@@ -251,7 +273,9 @@ impl Verification<'_> {
             (CryptMode::Encrypt, Some(key)) => Content::Encrypted(key),
             _ => Content::Plain,
         };
-        let (store, cancel, Seen { recent, corrupt }) = (self.store, &self.cancel, &mut self.seen);
+        let (store, cancel) = (self.store, &self.cancel);
+        let Seen { recent, sealed, corrupt } = &mut self.seen;
+        let recent = if matches!(content, Content::Sealed) { sealed } else { recent };
         let corrupt = &*corrupt;
         let (mut stored, mut plain, mut errors) = (0, 0, 0);
         let mut lines = Vec::new();

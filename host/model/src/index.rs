@@ -188,6 +188,14 @@ impl Index {
     pub fn checksum(&self) -> FileChecksum {
         FileChecksum::of(&self.bytes[HEADER_BYTES..])
     }
+
+    /// What the header says of it; readers go by the manifest instead.
+    pub fn stated_checksum(&self) -> FileChecksum {
+        let mut stated = [0; 32];
+        let at = CHECKSUM_OFFSET as usize;
+        stated.copy_from_slice(&self.bytes[at..at + 32]);
+        FileChecksum::from_bytes(stated)
+    }
 }
 
 fn check_header(bytes: &[u8], magic: [u8; 8]) -> Result<&Header, IndexError> {

@@ -147,6 +147,11 @@ impl Manifest {
         self.files.iter().find(|file| file.name == *name)
     }
 
+    /// The file that is called so without the extension that tells how it is kept.
+    pub fn file_called(&self, user_name: &str) -> Option<&ManifestFile> {
+        self.files.iter().find(|file| file.name.user_name() == user_name)
+    }
+
     /// The user's notes; empty where there are none.
     pub fn notes(&self) -> &str {
         self.unprotected.get("notes").and_then(Value::as_str).unwrap_or_default()

@@ -435,7 +435,7 @@ impl FromStr for AuthId {
             None => (given, None),
         };
         let user = user_id.rsplit_once('@').is_some_and(|(user, realm)| {
-            let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/@".contains(c);
+            let legal = |c: char| !c.is_whitespace() && !c.is_control() && !":/".contains(c);
             !user.is_empty() && user.chars().all(legal) && is_safe_name(realm)
         });
         match user && token.is_none_or(is_safe_name) && given.len() <= 64 {

@@ -12,7 +12,9 @@ use crate::{Result, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A lock on a directory, held until dropped.
 pub(crate) struct DirLock {
@@ -89,7 +91,17 @@ pub(crate) struct WriterLock {
 impl WriterLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
         let why = "another process is collecting garbage; try again when it is done";
-        Ok(Self { _file: lock_store(path, libc::F_RDLCK, FIRST, why)? })
+        let mut tries = 0;
+        loop {
+            match lock_store(path, libc::F_RDLCK, FIRST, why) {
+                // Perhaps somebody only looks whether the store has to be made.
+                Err(StoreError::Locked { .. }) if tries < 10 => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                other => return Ok(Self { _file: other? }),
+            }
+        }
     }
 }
 
@@ -109,12 +121,18 @@ impl CollectorLock {
 
 /// All of `.lock`, held until dropped: nobody writes, nobody collects.
 pub(crate) struct SoleLock {
-    _file: File,
+    file: File,
 }
 
 impl SoleLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
-        Ok(Self { _file: lock_store(path, libc::F_WRLCK, WHOLE, "it is in use")? })
+        Ok(Self { file: lock_store(path, libc::F_WRLCK, WHOLE, "it is in use")? })
+    }
+
+    /// Whether the file that is locked still has this name.
+    pub(crate) fn is_current(&self, path: &Path) -> bool {
+        let (ours, named) = (self.file.metadata(), path.metadata());
+        ours.is_ok_and(|ours| named.is_ok_and(|named| ours.ino() == named.ino()))
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::crashed::{Marker, recover, set_aside};
 use crate::dir::{DirChunks, Keeper, io, open_regular, sync_dir, temporary_suffix, write_durably};
 use crate::layout::{Layout, NOTES, OWNER, PROTECTED, TEMPORARY};
-use crate::lock::{DirLock, WriterLock};
+use crate::lock::{DirLock, SoleLock, WriterLock};
 use crate::session::DirSession;
-use crate::unused::{discard, missing_above};
+use crate::unused::{discard, missing_above, remove_empty_dirs};
 use crate::{
     BackupSession, Capacity, ChunkStore, GroupInfo, Removal, Result, SessionStore, SnapshotInfo,
     SnapshotReader, SnapshotStore, StoreError,
@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::thread;
+use std::time::Duration;
 
 const IN_USE: &str = "it is in use, possibly by a running backup or restore";
 const RUNNING: &str = "another backup is already running";
@@ -36,8 +38,8 @@ pub struct DirStore {
     layout: Layout,
     keeper: Keeper,
     chunks: DirChunks,
-    /// directories made for it, if it is new
-    made: Vec<PathBuf>,
+    /// directories made for it, where we made it
+    made: Option<Vec<PathBuf>>,
 }
 
 impl DirStore {
@@ -46,7 +48,7 @@ impl DirStore {
         fs::metadata(root).map_err(io("open", root))?;
         let layout = Layout::new(root.to_owned());
         let chunks = DirChunks::open(layout.clone())?;
-        Ok(Self { keeper: Keeper::of(root)?, layout, chunks, made: Vec::new() })
+        Ok(Self { keeper: Keeper::of(root)?, layout, chunks, made: None })
     }
 
     /// Whether [`Self::create`] has something to do: there is nothing, or an empty directory.
@@ -62,36 +64,56 @@ impl DirStore {
         }
     }
 
-    /// Makes a datastore, with the directories above it that are missing.
+    /// Makes a datastore, with the directories above it that are missing; opens it where another
+    /// process was faster.
     pub fn create(root: &Path) -> Result<Self> {
         let made = missing_above(root);
-        fs::create_dir_all(root).map_err(io("create", root))?;
+        let layout = Layout::new(root.to_owned());
+        let alone = loop {
+            if layout.chunks().exists() {
+                return Self::open(root);
+            }
+            fs::create_dir_all(root).map_err(io("create", root))?;
+            match SoleLock::acquire(&layout.lock()) {
+                // Who has it makes the store, or has made it and writes.
+                Err(StoreError::Locked { .. }) => thread::sleep(Duration::from_millis(50)),
+                // Its directory was taken away meanwhile, by a backup that stored nothing.
+                Err(StoreError::Io { source, .. })
+                    if source.kind() == std_io::ErrorKind::NotFound => {}
+                other => match other? {
+                    lock if lock.is_current(&layout.lock()) => break lock,
+                    _ => {}
+                },
+            }
+        };
+        if layout.chunks().exists() {
+            return Self::open(root);
+        }
+        let store = Self::make(layout.clone(), made.clone()).inspect_err(|_| {
+            let _ = fs::remove_file(layout.lock());
+            remove_empty_dirs(&made);
+        });
+        drop(alone);
+        store
+    }
+
+    fn make(layout: Layout, made: Vec<PathBuf>) -> Result<Self> {
+        let root = layout.root();
         for entry in fs::read_dir(root).map_err(io("read", root))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(".chunks.tmp_") {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        let layout = Layout::new(root.to_owned());
         let keeper = Keeper::of(root)?;
-        let mut options = OpenOptions::new();
-        let lock = layout.lock();
-        options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock)
-            .map_err(io("create", &lock))?;
-        keeper.own_path(&lock)?;
-        let chunks = DirChunks::create(layout.clone()).inspect_err(|_| {
-            let _ = fs::remove_file(&lock);
-        })?;
-        Ok(Self { layout, keeper, chunks, made })
+        keeper.own_path(&layout.lock())?;
+        let chunks = DirChunks::create(layout.clone())?;
+        Ok(Self { layout, keeper, chunks, made: Some(made) })
     }
 
     /// Removes a store that [`Self::create`] has just made, if nothing was stored in it and nobody
     /// else uses it; false where it stays.
     pub fn discard_unused(&self) -> Result<bool> {
-        discard(&self.layout, &self.made)
+        self.made.as_ref().map_or(Ok(false), |made| discard(&self.layout, made))
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -324,7 +346,15 @@ impl DirStore {
 fn names_in<T: FromStr>(dir: &Path) -> Result<Vec<T>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std_io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // Something else than a directory there is nobody's backup.
+        Err(error)
+            if matches!(
+                error.kind(),
+                std_io::ErrorKind::NotFound | std_io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(io("read", dir)(error)),
     };
     let mut names = Vec::new();

@@ -42,13 +42,17 @@ pub(crate) fn discard(layout: &Layout, made: &[PathBuf]) -> Result<bool> {
     }
     fs::remove_dir(&doomed).map_err(io("remove", &doomed))?;
     fs::remove_file(layout.lock()).map_err(io("remove", &layout.lock()))?;
-    for dir in made {
-        // Somebody may have put something there meanwhile.
+    remove_empty_dirs(made);
+    Ok(true)
+}
+
+/// The deepest first; somebody may have put something there meanwhile.
+pub(crate) fn remove_empty_dirs(dirs: &[PathBuf]) {
+    for dir in dirs {
         if fs::remove_dir(dir).is_err() {
-            break;
+            return;
         }
     }
-    Ok(true)
 }
 
 #[cfg(test)]
@@ -71,6 +75,25 @@ mod tests {
         assert_eq!(fs::read_dir(&own).unwrap().count(), 0);
         // It can be made again.
         DirStore::create(&own).unwrap();
+    }
+
+    /// All but one find that another was faster.
+    #[test]
+    fn several_may_make_a_store_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        std::thread::scope(|scope| {
+            for id in 0..5 {
+                let root = &root;
+                scope.spawn(move || {
+                    let store = DirStore::create(root).unwrap();
+                    let snapshot = format!("host/{id}/2026-01-01T00:00:00Z").parse().unwrap();
+                    drop(store.begin(&Namespace::default(), &snapshot, "root@pam").unwrap());
+                    assert!(root.join(".lock").exists());
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(root.join(".chunks")).unwrap().count(), 65_536);
     }
 
     #[test]

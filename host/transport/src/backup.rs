@@ -228,7 +228,14 @@ struct State {
     /// lent, uploaded or on their way
     known: HashSet<ChunkDigest>,
     on_their_way: HashSet<ChunkDigest>,
-    failed: Option<Error>,
+    /// stays, so that everybody hears of it
+    failed: Option<Arc<Error>>,
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), |error| Err(Error::Upload(error)))
+    }
 }
 
 /// The chunks of one archive on their way to the server.
@@ -246,10 +253,8 @@ impl Uploads {
     }
 
     fn known(&self, digest: &ChunkDigest, plain_bytes: u64) -> Result<Option<StoredChunk>> {
-        let mut state = self.state();
-        if let Some(error) = state.failed.take() {
-            return Err(error);
-        }
+        let state = self.state();
+        state.check()?;
         let digest = *digest;
         let stored = StoredChunk { digest, plain_bytes, stored_bytes: 0, known: true };
         Ok(state.known.contains(&digest).then_some(stored))
@@ -267,9 +272,7 @@ impl Uploads {
     fn wait_for(&self, chunks: &[(ChunkDigest, u64)]) -> Result<()> {
         let mut state = self.state();
         loop {
-            if let Some(error) = state.failed.take() {
-                return Err(error);
-            }
+            state.check()?;
             if !chunks.iter().any(|(digest, _)| state.on_their_way.contains(digest)) {
                 return Ok(());
             }
@@ -285,7 +288,7 @@ impl Uploads {
             }
             // The first one tells what happened.
             Err(error) => {
-                state.failed.get_or_insert(error);
+                state.failed.get_or_insert_with(|| Arc::new(error));
             }
         }
         drop(state);

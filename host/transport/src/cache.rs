@@ -77,7 +77,8 @@ impl TicketCache {
             let path = self.path.display();
             Error::protocol(format!("'{path}' is damaged ({problem}): remove it"))
         })?;
-        let good = |entry: &Entry| (0..LIFETIME - MARGIN).contains(&(now - entry.timestamp));
+        let good =
+            |entry: &Entry| (0..LIFETIME - MARGIN).contains(&now.saturating_sub(entry.timestamp));
         entries.values_mut().for_each(|users| users.retain(|_, entry| good(entry)));
         entries.retain(|_, users| !users.is_empty());
         Ok(entries)

@@ -8,7 +8,7 @@ use crate::fingerprint::{Fingerprint, KnownServers};
 use crate::limit::RateLimit;
 use crate::network::Network;
 use crate::query::Query;
-use crate::session::{Payload, Session};
+use crate::session::{Moved, Payload, Session};
 use crate::{USER_AGENT, ticket};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -374,7 +374,11 @@ impl Inner {
         if let Some(protocol) = call.upgrade {
             builder = builder.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
         }
-        let built = builder.header(HOST, host).body(Payload::new(call.body.clone(), None));
+        let built = builder.header(HOST, host).body(Payload::new(
+            call.body.clone(),
+            None,
+            Moved::default(),
+        ));
         built.map_err(|problem| Error::protocol(format!("'{target}': {problem}")))
     }
 

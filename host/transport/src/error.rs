@@ -2,6 +2,7 @@
 
 use keepwell_store::StoreError;
 use std::io;
+use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,6 +36,9 @@ pub enum Error {
     },
     #[error("{0}")]
     Protocol(String),
+    /// what ended an upload, for all that wait for it
+    #[error(transparent)]
+    Upload(Arc<Error>),
     #[error("parse_proxy_url failed: {0}")]
     Proxy(String),
     #[error("API token secret must be provided!")]

@@ -16,17 +16,23 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 /// The largest that HTTP/2 knows, but one.
 const WINDOW_BYTES: u32 = (1 << 31) - 2;
 /// How long the other side may be silent when asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long nothing may move while an answer is awaited. A server that syncs slow disks at the end
+/// of a backup takes its time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Bytes sent at once: what has moved is counted by these.
+const PART_BYTES: usize = 256 << 10;
 /// Bytes sent at once where there is a limit.
 const LIMITED_BYTES: usize = 32 << 10;
 /// The longest parameters that a client sends.
@@ -40,11 +46,37 @@ pub(crate) struct Payload {
     bytes: Bytes,
     limit: Option<Arc<RateLimit>>,
     pause: Option<Pin<Box<Sleep>>>,
+    moved: Moved,
+}
+
+/// Counts what moves in a session.
+#[derive(Clone, Default)]
+pub(crate) struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits for `answer` as long as anything moves.
+    async fn watch<T>(&self, idle: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut answer = pin!(answer);
+        loop {
+            let before = self.0.load(Ordering::Relaxed);
+            if let Ok(done) = timeout(idle, answer.as_mut()).await {
+                self.note();
+                return done;
+            }
+            if self.0.load(Ordering::Relaxed) == before {
+                return Err(Error::Timeout("http request"));
+            }
+        }
+    }
 }
 
 impl Payload {
-    pub(crate) fn new(bytes: Bytes, limit: Option<Arc<RateLimit>>) -> Self {
-        Self { bytes, limit, pause: None }
+    pub(crate) fn new(bytes: Bytes, limit: Option<Arc<RateLimit>>, moved: Moved) -> Self {
+        Self { bytes, limit, pause: None, moved }
     }
 }
 
@@ -66,10 +98,11 @@ impl Body for Payload {
             return Poll::Ready(None);
         }
         let length = match &self.limit {
-            None => self.bytes.len(),
+            None => self.bytes.len().min(PART_BYTES),
             Some(_) => self.bytes.len().min(LIMITED_BYTES),
         };
         let part = self.bytes.split_to(length);
+        self.moved.note();
         let wait = self.limit.as_ref().map_or(Duration::ZERO, |limit| limit.take(length as u64));
         if !wait.is_zero() {
             self.pause = Some(Box::pin(sleep(wait)));
@@ -91,6 +124,7 @@ impl Body for Payload {
 pub(crate) struct Session {
     sender: http2::SendRequest<Payload>,
     client: Arc<Inner>,
+    moved: Moved,
 }
 
 impl Session {
@@ -111,7 +145,7 @@ impl Session {
                 tracing::debug!("session ended: {error}");
             }
         });
-        Ok(Self { sender, client })
+        Ok(Self { sender, client, moved: Moved::default() })
     }
 
     async fn send(
@@ -147,14 +181,16 @@ impl Session {
             .uri(target)
             .header("user-agent", crate::USER_AGENT)
             .header(CONTENT_TYPE, content_type)
-            .body(Payload::new(body, self.client.limit.clone()));
+            .body(Payload::new(body, self.client.limit.clone(), self.moved.clone()));
         let request = request.map_err(|problem| Error::protocol(problem.to_string()))?;
         let lost = |source| self.client.lost(Some(source));
         let mut sender = self.sender.clone();
-        sender.ready().await.map_err(lost)?;
-        let response = sender.send_request(request).await.map_err(lost)?;
-        let status = response.status();
-        let body = self.receive(response.into_body(), limit).await?;
+        let answer = async {
+            sender.ready().await.map_err(lost)?;
+            let response = sender.send_request(request).await.map_err(lost)?;
+            Ok((response.status(), self.receive(response.into_body(), limit).await?))
+        };
+        let (status, body) = self.moved.watch(IDLE_TIMEOUT, answer).await?;
         match status.is_success() {
             true => Ok(body),
             false => Err(status_error(status, &body)),
@@ -167,6 +203,7 @@ impl Session {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|source| self.client.lost(Some(source)))?;
             let Ok(part) = frame.into_data() else { continue };
+            self.moved.note();
             length += part.len();
             if length > bytes_max {
                 return Err(Error::protocol(format!(

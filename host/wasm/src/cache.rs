@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "loading compiled code; see `CodeCache::load`")]
 
 use crate::PluginInfo;
+use sha2::{Digest, Sha256};
 use std::fs::{self, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -21,8 +22,11 @@ pub struct CodeCache {
     dir: PathBuf,
 }
 
+/// Behind the code stands its SHA-256.
+const CHECKSUM_BYTES: usize = 32;
+
 /// Raised when the form of [`PluginInfo`] changes.
-const INFO_VERSION: u32 = 1;
+const INFO_VERSION: u32 = 2;
 
 impl CodeCache {
     /// Opens or makes the directory; none where it is not private.
@@ -54,15 +58,23 @@ impl CodeCache {
         if !is_private(&file, 0o022) {
             return None;
         }
-        // SAFETY: the file was written by `store` below: it lies in a directory that only we can
+        let bytes = fs::read(&file).ok()?;
+        let (code, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>()?;
+        if Sha256::digest(code)[..] != checksum[..] {
+            tracing::debug!(file = %file.display(), "cached code is damaged");
+            return None;
+        }
+        // SAFETY: the bytes are those of a file that was written by `store` below: it lies in a directory that only we can
         // write, is owned by us and writable by nobody else, and appears there by rename when
-        // complete. Its name binds it to this component, wasmtime build, settings and CPU.
-        let loaded = unsafe { Component::deserialize_file(engine, &file) };
+        // complete. Its name binds it to this component, wasmtime build, settings and CPU, and its
+        // checksum shows that no bit has changed since.
+        let loaded = unsafe { Component::deserialize(engine, code) };
         loaded.inspect_err(|error| tracing::debug!(%error, "cached code is not usable")).ok()
     }
 
     pub(crate) fn store(&self, engine: &Engine, hash: &str, component: &Component) {
-        if let Ok(code) = component.serialize() {
+        if let Ok(mut code) = component.serialize() {
+            code.extend(Sha256::digest(&code));
             self.write(&self.code_file(engine, hash), &code);
         }
     }

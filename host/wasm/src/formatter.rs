@@ -10,7 +10,6 @@ use keepwell_engine::plugin::{
     Rendering,
 };
 use wasmtime::Store;
-use wasmtime::component::{HasSelf, Linker};
 
 pub(crate) struct WasmFormatter {
     store: Store<State>,
@@ -21,11 +20,8 @@ pub(crate) struct WasmFormatter {
 
 impl WasmFormatter {
     pub(crate) fn new(plugin: &Plugin) -> Result<Self, LoadError> {
-        let link =
-            |linker: &mut Linker<State>| Bindings::add_to_linker::<_, HasSelf<_>>(linker, |s| s);
-        let (store, bindings) = limited(plugin, link, |store, code, linker| {
-            Bindings::instantiate(store, code, linker)
-        })?;
+        let (store, bindings) =
+            limited(plugin, |store, code, linker| Bindings::instantiate(store, code, linker))?;
         let output_bytes_max = plugin.runtime().limits().output_bytes_max;
         Ok(Self { store, bindings, output_bytes_max, plugin: plugin.name().to_owned() })
     }

@@ -17,7 +17,7 @@ pub use cache::CodeCache;
 
 use keepwell_engine::Cancel;
 use keepwell_engine::plugin::{
-    ArchiveType, Failure, Formatter, OptionSpec, Reader, RetentionPolicy, Source,
+    ArchiveType, Failure, Formatter, OptionKind, OptionSpec, Reader, RetentionPolicy, Source,
 };
 use keepwell_engine::report::Report;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,50 @@ pub struct PluginInfo {
     pub is_reader: bool,
     pub is_retention: bool,
     pub is_formatter: bool,
+}
+
+impl PluginInfo {
+    /// Of a component with several roles, each of which describes it.
+    fn merge(mut self, other: Self) -> Self {
+        for option in other.options {
+            if self.options.iter().all(|known| known.name != option.name) {
+                self.options.push(option);
+            }
+        }
+        self.archive_types.extend(other.archive_types);
+        self.formats.extend(other.formats);
+        self
+    }
+
+    /// Names end up in command lines and messages.
+    fn check(&self) -> Result<(), String> {
+        let legal = |name: &str| {
+            let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            (1..=64).contains(&name.len()) && !name.starts_with('-') && name.chars().all(is_legal)
+        };
+        let names = std::iter::once(&self.name)
+            .chain(self.options.iter().map(|option| &option.name))
+            .chain(self.archive_types.iter().map(|archive_type| &archive_type.extension))
+            .chain(&self.formats);
+        for name in names {
+            if !legal(name) || name == "help" || name == "version" {
+                return Err(format!("{name:?} is no name: use lower-case letters, digits and '-'"));
+            }
+        }
+        let words = self.archive_types.iter().map(|archive_type| &archive_type.noun);
+        let texts = words.chain(self.options.iter().map(|option| &option.help));
+        for text in texts.chain([&self.summary, &self.version]) {
+            if text.chars().any(char::is_control) {
+                return Err(format!("{text:?} is not one line of text"));
+            }
+        }
+        let has_default =
+            |option: &&OptionSpec| option.kind == OptionKind::Flag && option.default.is_some();
+        match self.options.iter().find(has_default) {
+            Some(flag) => Err(format!("flag '{}' has a default: flags are false", flag.name)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The engine that all plugins share.
@@ -202,15 +246,20 @@ impl Plugin {
         let is_reader = has("keepwell:archive/reader@0.1.0");
         let is_retention = has("keepwell:retention/policy@0.1.0");
         let is_formatter = has("keepwell:formatter/formatter@0.1.0");
-        let mut info = if is_source || is_reader {
-            archive::describe(self)?
-        } else if is_retention {
-            retention::describe(self)?
-        } else if is_formatter {
-            formatter::describe(self)?
-        } else {
-            return Err(LoadError::NoRole { name: self.inner.name.clone() });
-        };
+        let mut described = Vec::new();
+        if is_source || is_reader {
+            described.push(archive::describe(self)?);
+        }
+        if is_retention {
+            described.push(retention::describe(self)?);
+        }
+        if is_formatter {
+            described.push(formatter::describe(self)?);
+        }
+        let merged = described.into_iter().reduce(PluginInfo::merge);
+        let mut info = merged.ok_or_else(|| LoadError::NoRole { name: self.inner.name.clone() })?;
+        info.check()
+            .map_err(|problem| LoadError::Component { name: self.inner.name.clone(), problem })?;
         info.is_source = is_source;
         info.is_reader = is_reader;
         info.is_retention = is_retention;

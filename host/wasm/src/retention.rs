@@ -7,7 +7,6 @@ use crate::state::{State, limited, trap};
 use crate::{LoadError, Plugin, PluginInfo};
 use keepwell_engine::plugin::{Decision, Failure, OptionValue, PolicySnapshot, RetentionPolicy};
 use wasmtime::Store;
-use wasmtime::component::{HasSelf, Linker};
 
 pub(crate) struct WasmPolicy {
     store: Store<State>,
@@ -16,11 +15,8 @@ pub(crate) struct WasmPolicy {
 
 impl WasmPolicy {
     pub(crate) fn new(plugin: &Plugin) -> Result<Self, LoadError> {
-        let link =
-            |linker: &mut Linker<State>| Bindings::add_to_linker::<_, HasSelf<_>>(linker, |s| s);
-        let (store, bindings) = limited(plugin, link, |store, code, linker| {
-            Bindings::instantiate(store, code, linker)
-        })?;
+        let (store, bindings) =
+            limited(plugin, |store, code, linker| Bindings::instantiate(store, code, linker))?;
         Ok(Self { store, bindings })
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, reason = "generated code re-exports the handles")]
 
+use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::keepwell::types::log;
 use crate::{Limits, LoadError, Plugin, Runtime};
 use keepwell_engine::Cancel;
@@ -13,8 +14,8 @@ use keepwell_engine::report::{Notice, Report};
 use keepwell_engine::sink::Sink;
 use std::sync::Arc;
 use std::time::Instant;
-use wasmtime::component::{Component, Linker, Resource, ResourceTable};
-use wasmtime::{Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
+use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceTable};
+use wasmtime::{ResourceLimiter, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
 
 pub struct DirectoryHandle(pub(crate) Directory);
 pub struct FileHandle(pub(crate) Arc<InputFile>);
@@ -25,7 +26,7 @@ pub struct BytesHandle(pub(crate) Arc<dyn RandomAccess>);
 /// The host's side of one instance.
 pub(crate) struct State {
     plugin: String,
-    limits: StoreLimits,
+    limits: Limiter,
     pub(crate) table: ResourceTable,
     /// there only while a source writes
     pub(crate) sink: Option<Sink>,
@@ -33,6 +34,46 @@ pub(crate) struct State {
     /// what the SDK's panic hook said
     panic: Option<String>,
     lines: u64,
+}
+
+/// The limits, and whether memory was refused.
+struct Limiter {
+    limits: StoreLimits,
+    refused: bool,
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let grown = self.limits.memory_growing(current, desired, maximum)?;
+        self.refused |= !grown;
+        Ok(grown)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances()
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables()
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
+    }
 }
 
 /// A message longer than this is cut.
@@ -59,12 +100,21 @@ impl log::Host for State {
             return Ok(());
         }
         self.lines += 1;
-        let Some(report) = self.report.as_ref().filter(|_| self.lines <= LINES_MAX) else {
+        if self.lines > LINES_MAX {
             return Ok(());
-        };
+        }
         if message.len() > LINE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(LINE_BYTES_MAX));
         }
+        let Some(report) = &self.report else {
+            let plugin = &self.plugin;
+            match level {
+                log::Level::Debug => tracing::debug!("{plugin}: {message}"),
+                log::Level::Info => tracing::info!("{plugin}: {message}"),
+                log::Level::Warning => tracing::warn!("{plugin}: {message}"),
+            }
+            return Ok(());
+        };
         report.notify(match level {
             log::Level::Debug => Notice::Debug(message),
             log::Level::Info => Notice::Info(message),
@@ -87,16 +137,16 @@ pub(crate) enum Patience {
     Limited,
 }
 
-/// An instance for calls that end soon; `link` says what it may import.
+/// An instance for calls that end soon. It gets no handles, so what else it may import, because
+/// it is a source as well, leads nowhere.
 pub(crate) fn limited<Bindings>(
     plugin: &Plugin,
-    link: impl FnOnce(&mut Linker<State>) -> wasmtime::Result<()>,
     instantiate: fn(&mut Store<State>, &Component, &Linker<State>) -> wasmtime::Result<Bindings>,
 ) -> Result<(Store<State>, Bindings), LoadError> {
     let component = plugin.component()?;
     let mut linker = Linker::new(plugin.runtime().engine());
     let mut store = store(plugin, None, Patience::Limited);
-    let bindings = link(&mut linker)
+    let bindings = ArchivePlugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
         .and_then(|()| instantiate(&mut store, component, &linker))
         .map_err(|error| plugin.unusable(&error))?;
     Ok((store, bindings))
@@ -119,7 +169,7 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
     table.set_max_capacity(handles_max);
     let state = State {
         plugin: plugin.name().to_owned(),
-        limits,
+        limits: Limiter { limits, refused: false },
         table,
         sink: None,
         report,
@@ -153,6 +203,7 @@ pub(crate) fn trap(store: &mut Store<State>, error: &wasmtime::Error) -> Failure
     let state = store.data_mut();
     let problem = match state.panic.take() {
         Some(panic) => format!("it panicked: {panic}"),
+        None if state.limits.refused => "it needs more memory than plugins may use".into(),
         None => one_line(&error.root_cause().to_string()),
     };
     Failure::Trap { plugin: state.plugin.clone(), problem }

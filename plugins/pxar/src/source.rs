@@ -390,9 +390,8 @@ impl Walk {
         match &opened.handle {
             Some(file) if metadata.kind == EntryKind::File && !linked => {
                 encode::header(&mut self.out.buffer, format::PAYLOAD, metadata.size);
-                if metadata.size > 0 {
-                    self.out.splice(file, metadata.size)?;
-                }
+                // An empty one, too: the host looks whether it has grown.
+                self.out.splice(file, metadata.size)?;
             }
             _ => {}
         }

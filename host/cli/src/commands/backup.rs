@@ -2,8 +2,8 @@
 
 use super::cancel_on_signal;
 use crate::args::{
-    flag, is_set, limits, namespace, namespace_of, number, option, option_values, output_format,
-    parsed, plugin_options, repository,
+    check_options, flag, is_set, limits, namespace, namespace_of, number, option, option_values,
+    output_format, parsed, plugin_options, repository,
 };
 use crate::encryption::{CryptParameters, key_options, master_options};
 use crate::notices::print_in_background;
@@ -14,6 +14,7 @@ use crate::repository::Repository;
 use crate::store::Store;
 use crate::terminal::{CTIME, local_time, node_name, now, owner};
 use anyhow::{Context, Result, anyhow, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use keepwell_engine::backup::{ArchiveSummary, Backup, BackupSummary, BackupTarget};
 use keepwell_engine::input::{Directory, InputFile};
@@ -36,7 +37,7 @@ use std::time::Instant;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
     let types = plugins.extensions().join(", ");
-    let options = plugins.options(&|info| info.is_source);
+    let options = plugins.options(&|info| info.is_source || info.is_formatter);
     Command::new("backup")
         .about("Back up one or more archives as a new snapshot")
         .arg(
@@ -55,7 +56,10 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         )
         .arg(
             option("backup-type", "TYPE", "Type of the group: host, vm or ct")
-                .value_parser(parsed::<BackupType>())
+                .value_parser(
+                    PossibleValuesParser::new(["host", "vm", "ct"])
+                        .try_map(|text| text.parse::<BackupType>()),
+                )
                 .default_value("host"),
         )
         .arg(
@@ -248,7 +252,12 @@ impl Plan<'_> {
     /// What goes where, for a line that says so.
     fn describe(&self, spec: &Spec<'_>) -> String {
         let (noun, path, target) = (&spec.archive_type.noun, spec.path.display(), spec.target());
-        let stored = ArchiveName::from_user(&target).map_or(target, |name| name.to_string());
+        // How archives of other types are kept is their plugins' business.
+        let stored = match &*spec.archive_type.extension {
+            "pxar" | "img" | "conf" | "log" => ArchiveName::from_user(&target).ok(),
+            _ => None,
+        };
+        let stored = stored.map_or(target, |name| name.to_string());
         format!("{noun} '{path}' to '{}' as {stored}", self.repository)
     }
 }
@@ -262,6 +271,7 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
         }
     }
     specs.iter().try_for_each(check_source)?;
+    check_options(matches, &plugins.options(&|info| info.is_source))?;
     for spec in &mut specs {
         spec.options = option_values(matches, &spec.loaded.info.options)?;
     }
@@ -288,7 +298,7 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
         borders: borders(matches)?,
         chunk_bytes: chunk_bytes(matches)?,
         entries_max: matches.get_one("entries-max").copied().unwrap_or(1 << 20),
-        parameters: CryptParameters::of(matches)?,
+        parameters: CryptParameters::for_backup(matches)?,
         started: Instant::now(),
     })
 }
@@ -384,7 +394,7 @@ fn back_up(
     let target = BackupTarget {
         namespace: plan.namespace.clone(),
         snapshot: plan.snapshot.clone(),
-        owner: owner(),
+        owner: owner()?,
         protection,
         chunk_bytes: plan.chunk_bytes,
     };

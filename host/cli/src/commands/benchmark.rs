@@ -1,6 +1,6 @@
 //! `benchmark`: how fast this machine is at what a backup does. Spec: cli.md §2.
 
-use crate::args::{option, output_format, repository};
+use crate::args::{option, output_options, repository};
 use crate::encryption::{read_key, unlock};
 use crate::output::{check_format, print};
 use crate::plugins::Plugins;
@@ -46,7 +46,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
             option("keyfile", "FILE", "Key to encrypt with [default: a new one]")
                 .value_parser(value_parser!(PathBuf)),
         )
-        .arg(output_format(plugins))
+        .args(output_options(plugins))
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {

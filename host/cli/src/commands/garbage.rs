@@ -2,7 +2,7 @@
 
 use super::cancel_on_signal;
 use super::task::started;
-use crate::args::{output_format, repository};
+use crate::args::{output_options, repository};
 use crate::output::{check_format, message, print, wanted_format};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -18,7 +18,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("garbage-collect")
         .about("Remove chunks that no snapshot has needed for a day")
         .arg(repository())
-        .arg(output_format(plugins))
+        .args(output_options(plugins))
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {

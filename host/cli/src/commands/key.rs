@@ -2,7 +2,7 @@
 
 mod paper;
 
-use crate::args::{option, output_format};
+use crate::args::{option, output_options};
 use crate::encryption::{default_key_path, default_master_path, read_key, unlock};
 use crate::files::{self, Existing};
 use crate::output::{left, print, right, write_out};
@@ -78,7 +78,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
             Command::new("show")
                 .about("Show what a key file says of itself; needs no password")
                 .arg(key_path())
-                .arg(output_format(plugins)),
+                .args(output_options(plugins)),
         )
         .subcommand(
             Command::new("import-with-master-key")
@@ -101,7 +101,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
             Command::new("show-master-pubkey")
                 .about("Show a public master key")
                 .arg(path_argument("Public master key [default: the default one]"))
-                .arg(output_format(plugins)),
+                .args(output_options(plugins)),
         )
         .subcommand(
             Command::new("paperkey")

@@ -1,6 +1,6 @@
 //! `list`: groups.
 
-use crate::args::{namespace, namespace_of, output_format, repository};
+use crate::args::{namespace, namespace_of, output_options, repository};
 use crate::output::{left, print, right};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -15,7 +15,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .about("List backup groups")
         .arg(repository())
         .arg(namespace())
-        .arg(output_format(plugins))
+        .args(output_options(plugins))
 }
 
 /// What users call these files, sorted, with blanks between them.

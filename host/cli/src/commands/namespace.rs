@@ -1,6 +1,6 @@
 //! `namespace`: list, create, delete.
 
-use crate::args::{flag, is_set, number, output_format, parsed, repository};
+use crate::args::{flag, is_set, number, output_options, parsed, repository};
 use crate::output::{message, print};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -24,7 +24,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 .arg(argument())
                 .arg(number("max-depth", "N", "Levels below the given one [default: all]"))
                 .arg(repository())
-                .arg(output_format(plugins)),
+                .args(output_options(plugins)),
         )
         .subcommand(
             Command::new("create")

@@ -11,6 +11,7 @@ use crate::repository::Repository;
 use crate::store::{Store, parsed};
 use crate::terminal::{CTIME, local_time, now, utc_offset};
 use anyhow::{Result, bail};
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 use keepwell_engine::plugin::{Document, Layout};
 use keepwell_engine::prune::{PruneItem, Time, apply, plan};
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
-    let options = plugins.options(&|info| info.is_retention);
+    let options = plugins.options(&|info| info.is_retention || info.is_formatter);
     Command::new("prune")
         .about("Remove the snapshots of a group that a retention policy does not keep")
         .long_about(
@@ -43,6 +44,16 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let loaded = plugins.policy(matches.get_one::<String>("policy").map(String::as_str))?;
+    for (plugin, spec) in plugins.options(&|info| info.is_retention) {
+        let is_given = matches.value_source(&spec.name) == Some(ValueSource::CommandLine);
+        if is_given && loaded.info.options.iter().all(|own| own.name != spec.name) {
+            bail!(
+                "--{} is an option of policy '{plugin}', not of '{}': use --policy {plugin}",
+                spec.name,
+                loaded.info.name
+            );
+        }
+    }
     let options = option_values(matches, &loaded.info.options)?;
     let namespace = namespace_of(matches);
     let Some(group) = matches.get_one::<GroupId>("group") else { bail!("missing argument: group") };

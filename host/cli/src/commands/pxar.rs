@@ -133,14 +133,14 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     let directory = Directory::open_root(source)
         .map_err(|error| anyhow!("unable to access '{shown}' - {error}"))?;
-    let to_pipe = archive == Path::new("-");
-    let out: Box<dyn Write + Send> = if to_pipe {
+    // A pipe or a device is written to; a file that is there stays.
+    let is_new = archive != Path::new("-")
+        && !std::fs::metadata(archive).is_ok_and(|there| !there.is_file());
+    let out: Box<dyn Write + Send> = if archive == Path::new("-") {
         Box::new(std::io::stdout())
     } else {
         let mut create = std::fs::OpenOptions::new();
-        // A pipe or a device is written to; a file that is there stays.
-        let is_pipe = std::fs::metadata(archive).is_ok_and(|there| !there.is_file());
-        let file = create.write(true).create_new(!is_pipe).mode(0o640).open(archive);
+        let file = create.write(true).create_new(is_new).mode(0o640).open(archive);
         Box::new(file.map_err(|error| files::not_created("archive", archive, &error))?)
     };
     let counters = Arc::new(Counters::default());
@@ -164,7 +164,7 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     drop(source);
     let _ = printer.join();
     progress.finish();
-    if written.is_err() && !to_pipe {
+    if written.is_err() && is_new {
         // Half an archive is worse than none.
         let _ = std::fs::remove_file(archive);
     }

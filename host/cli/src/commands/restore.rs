@@ -160,7 +160,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     let namespace = namespace_of(matches);
     let snapshot = find_snapshot(&store, &namespace, &text("snapshot"))?;
-    let name = ArchiveName::from_user(&text("archive-name"))?;
+    let given = text("archive-name");
+    let name = ArchiveName::from_user(&given)?;
     let target = matches.get_one::<PathBuf>("target").context("missing argument: target")?;
     let reader = store.sessions().open(&namespace, &snapshot)?;
     let key = parameters.unlock()?;
@@ -193,7 +194,12 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             false => write_new_file(target, &log),
         };
     }
-    let file = find(&manifest, &name)?;
+    // How archives of other types are kept their names do not tell.
+    let file = match manifest.file(&name).or_else(|| manifest.file_called(&given)) {
+        Some(file) => file,
+        None => find(&manifest, &name)?,
+    };
+    let name = file.name.clone();
     let (content, streams) = open_content(&reader, file, key.as_ref())?;
     if target == Path::new("-") {
         if !patterns.is_empty() || is_set(matches, "keep-going") {

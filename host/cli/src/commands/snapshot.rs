@@ -1,7 +1,7 @@
 //! `snapshot`: list, files, forget, upload-log, notes, protected.
 
 use super::list::user_names;
-use crate::args::{namespace, namespace_of, output_format, parsed, repository};
+use crate::args::{namespace, namespace_of, output_options, parsed, repository};
 use crate::encryption::{CryptParameters, key_options};
 use crate::output::{column, left, message, print, right};
 use crate::plugins::Plugins;
@@ -50,7 +50,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 .about("Show or change the notes of a snapshot")
                 .infer_subcommands(true)
                 .subcommand_required(true)
-                .subcommand(with_snapshot("show", "Show the notes").arg(output_format(plugins)))
+                .subcommand(with_snapshot("show", "Show the notes").args(output_options(plugins)))
                 .subcommand(with_snapshot("update", "Replace the notes").arg(
                     Arg::new("notes").value_name("NOTES").help("The new text").required(true),
                 )),
@@ -61,7 +61,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 .infer_subcommands(true)
                 .subcommand_required(true)
                 .subcommand(
-                    with_snapshot("show", "Show the protection").arg(output_format(plugins)),
+                    with_snapshot("show", "Show the protection").args(output_options(plugins)),
                 )
                 .subcommand(
                     with_snapshot("update", "Protect it or not").arg(
@@ -92,11 +92,11 @@ pub(crate) fn list_command(plugins: &Plugins, name: &'static str) -> Command {
         )
         .arg(repository())
         .arg(namespace())
-        .arg(output_format(plugins))
+        .args(output_options(plugins))
 }
 
 pub(crate) fn files_command(plugins: &Plugins) -> Command {
-    with_snapshot("files", "List the files of a snapshot").arg(output_format(plugins))
+    with_snapshot("files", "List the files of a snapshot").args(output_options(plugins))
 }
 
 pub(crate) fn forget_command() -> Command {

@@ -1,6 +1,6 @@
 //! `status`: room on the repository.
 
-use crate::args::{output_format, repository};
+use crate::args::{output_options, repository};
 use crate::output::{print, wanted_format};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -13,7 +13,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("status")
         .about("Show how much room the repository has")
         .arg(repository())
-        .arg(output_format(plugins))
+        .args(output_options(plugins))
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -26,7 +26,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let row = |name: &str| {
         let value = number(name);
         let percent = value.saturating_add(total / 200).saturating_mul(100) / total.max(1);
-        json!([name, format!("{value}{:>8}", format!(" ({percent} %)"))])
+        json!([name, format!("{value} {:>8}", format!("({percent} %)"))])
     };
     let rows = [row("total"), row("used"), row("avail")];
     let document = Document {

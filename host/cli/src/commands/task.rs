@@ -1,6 +1,6 @@
 //! `task`: what a server does, and following it. Spec: protocol.md §7, cli.md §2.
 
-use crate::args::{flag, is_set, number, output_format, repository};
+use crate::args::{flag, is_set, number, output_options, repository};
 use crate::output::{left, print, right, wanted_format};
 use crate::plugins::Plugins;
 use crate::remote;
@@ -47,7 +47,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 )
                 .arg(flag("all", "Also those that have ended"))
                 .arg(repository())
-                .arg(output_format(plugins)),
+                .args(output_options(plugins)),
         )
         .subcommand(
             Command::new("log")

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command};
 use keepwell_engine::EngineError;
 use keepwell_engine::snapshot::UnverifiedManifest;
-use keepwell_engine::verify::{Seen, SkipVerified, Verification};
+use keepwell_engine::verify::{Seen, SkipVerified, Verification, VerifyKey};
 use keepwell_model::{GroupId, Namespace, SnapshotId};
 use keepwell_store::{SessionStore, SnapshotStore, StoreError};
 use keepwell_transport::RemoteStore;
@@ -42,8 +42,10 @@ fn verify_there(
     what: &What,
     namespace: &Namespace,
 ) -> Result<()> {
-    if matches.get_one::<std::path::PathBuf>("keyfile").is_some() {
-        bail!("a server verifies without keys: leave --keyfile out");
+    for name in ["keyfile", "keyfd", "crypt-mode"] {
+        if matches.contains_id(name) {
+            bail!("a server verifies without keys: leave --{name} out");
+        }
     }
     let query = match what {
         What::Everything => RemoteStore::namespace(namespace),
@@ -88,7 +90,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(line) = parameters.announcement() {
         tracing::info!("{line}");
     }
-    let key = parameters.unlock()?;
+    let demanded = parameters.demands_signature();
+    let key = parameters.unlock()?.map(|key| VerifyKey { key, demanded });
     let is_named = key.is_some() && !parameters.is_default();
     let (kind, id) = match &what {
         What::Everything => ("verify", repository.to_string()),
@@ -140,7 +143,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             // Named by the user, it must be there, and of the key that was named.
             let reader = SessionStore::open(&store, &namespace, snapshot)?;
             if is_named && let Ok(manifest) = UnverifiedManifest::read(&*reader) {
-                match manifest.verify(verification.key.as_deref()) {
+                match manifest.verify(verification.key.as_ref().map(|given| &*given.key)) {
                     Err(error @ EngineError::WrongKey { .. }) => return Err(error.into()),
                     // The verification tells of all else.
                     _ => drop(reader),

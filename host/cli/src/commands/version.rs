@@ -1,6 +1,6 @@
 //! `version`.
 
-use crate::args::{output_format, repository};
+use crate::args::{output_options, repository};
 use crate::output::{message, print};
 use crate::plugins::Plugins;
 use crate::remote;
@@ -11,7 +11,10 @@ use keepwell_transport::Query;
 use serde_json::{Value, json};
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
-    Command::new("version").about("Show the version").arg(repository()).arg(output_format(plugins))
+    Command::new("version")
+        .about("Show the version")
+        .arg(repository())
+        .args(output_options(plugins))
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -31,7 +34,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 lines.push(line.into());
                 data["server"] = answer;
             }
-            Err(error) => tracing::error!("could not connect to server - {error}"),
+            Err(error) => tracing::error!("could not connect to server - {error:#}"),
         }
     }
     print(plugins, matches, &message(data, lines))

@@ -104,12 +104,11 @@ impl Feeder<'_> {
                 return Ok(());
             }
         }
-        if file.is_sparse || file.size != end {
+        if file.size != end {
             return Ok(());
         }
         // One byte more than announced: the file grew while it was read.
-        let mut byte = [0];
-        if length > 0 && file.read_at(&mut byte, end).is_ok_and(|read| read > 0) {
+        if file.read_at(&mut [0], end).is_ok_and(|read| read > 0) {
             let detail = "file size increased while reading, file will be truncated!";
             self.report.skip(&file.path(), Omission::Changed, detail);
         }
