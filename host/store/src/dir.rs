@@ -12,6 +12,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+const MAGIC_BYTES: u64 = 8;
+/// No chunk's file is larger.
+const CHUNK_FILE_BYTES_MAX: u64 = keepwell_model::blob::BLOB_BYTES_MAX as u64 + 64;
+
 /// Chunks of one datastore.
 #[derive(Clone, Debug)]
 pub struct DirChunks {
@@ -140,21 +144,25 @@ impl DirChunks {
     /// The rules for a chunk that is there: formats.md §4. True keeps it.
     ///
     /// Beyond the reference, a smaller file is kept only if it is sound: after a power cut it may
-    /// be a part of one.
+    /// be a part of one. And a chunk in the clear, whose digest can be checked, takes the place of
+    /// an encrypted one, which can't be what that digest says.
     fn keeps_existing(&self, chunk: &SealedChunk<'_>, size: u64) -> Result<bool> {
         let new = chunk.stored_bytes();
         let refused = |problem| StoreError::ChunkRefused { digest: chunk.digest, problem };
-        if size == new {
-            return Ok(true);
-        }
         if size == 0 {
             return Ok(false);
         }
-        let existing = match self.read(&chunk.digest) {
+        // A chunk that is uploaded again need not be read again.
+        let limit = if size == new { MAGIC_BYTES } else { CHUNK_FILE_BYTES_MAX };
+        let existing = match self.read_up_to(&chunk.digest, limit) {
             Err(StoreError::ChunkMissing { .. }) => return Ok(false),
             other => other?,
         };
         let kind = BlobKind::of_magic(&existing);
+        let is_alike = kind.is_some_and(|kind| kind.is_encrypted() == chunk.kind().is_encrypted());
+        if size == new && is_alike {
+            return Ok(true);
+        }
         if chunk.kind().is_encrypted() {
             return match kind {
                 Some(BlobKind::Plain | BlobKind::Compressed) => {
@@ -163,10 +171,11 @@ impl DirChunks {
                 Some(BlobKind::Encrypted) if !chunk.kind().is_compressed() => {
                     Err(refused("an encrypted chunk of another size is there"))
                 }
-                _ => Ok(true),
+                Some(_) => Ok(true),
+                None => Ok(false),
             };
         }
-        Ok(size < new && Blob::parse(existing).is_ok())
+        Ok(is_alike && size < new && Blob::parse(existing).is_ok())
     }
 
     fn stored(chunk: &SealedChunk<'_>, stored_bytes: u64, known: bool) -> StoredChunk {
@@ -213,6 +222,12 @@ impl ChunkStore for DirChunks {
     }
 
     fn read(&self, digest: &ChunkDigest) -> Result<Vec<u8>> {
+        self.read_up_to(digest, CHUNK_FILE_BYTES_MAX)
+    }
+}
+
+impl DirChunks {
+    fn read_up_to(&self, digest: &ChunkDigest, limit: u64) -> Result<Vec<u8>> {
         let path = self.layout.chunk(digest);
         let mut file = match open_regular(&path) {
             Ok(file) => file,
@@ -222,7 +237,6 @@ impl ChunkStore for DirChunks {
             Err(error) => return Err(io("open", &path)(error)),
         };
         let size = file.metadata().map_err(io("examine", &path))?.len();
-        let limit = keepwell_model::blob::BLOB_BYTES_MAX as u64 + 64;
         let mut bytes = Vec::with_capacity(size.min(limit) as usize);
         (&mut file).take(limit).read_to_end(&mut bytes).map_err(io("read", &path))?;
         Ok(bytes)
@@ -280,4 +294,52 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8], keeper: Keeper) -> Result
     let fresh = Fresh { bytes, mode: 0o644, owner: keeper.0 };
     fresh.write_by_way_of(&temporary, path).map_err(io("write", path))?;
     sync_dir(path.parent().unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of two files of one name stays: formats.md §4.
+    #[test]
+    fn an_existing_chunk_stays_by_the_rules() {
+        use BlobKind::{Compressed, CompressedEncrypted, Encrypted, Plain};
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".chunks")).unwrap();
+        let chunks = DirChunks::open(Layout::new(dir.path().to_owned())).unwrap();
+        let digest = ChunkDigest::from_bytes([7; 32]);
+        let path = Layout::new(dir.path().to_owned()).chunk(&digest);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let chunk = |kind, payload| SealedChunk::new(digest, 1000, kind, payload);
+        let (long, short): (&[u8], &[u8]) = (&[1; 500], &[2; 400]);
+        let cases = [
+            (Plain, long, Plain, long, Some(true)),
+            (Plain, long, Compressed, short, Some(true)),
+            (Compressed, short, Plain, long, Some(false)),
+            // What is encrypted has another digest.
+            (Plain, long, Encrypted, short, Some(false)),
+            (Plain, long, Encrypted, long, Some(false)),
+            (Encrypted, long, Plain, short, None),
+            (Encrypted, long, Plain, long, None),
+            (CompressedEncrypted, short, Encrypted, long, Some(true)),
+            (Encrypted, long, CompressedEncrypted, short, Some(true)),
+            (Encrypted, long, Encrypted, short, None),
+        ];
+        for (kind, payload, there, its_payload, kept) in cases {
+            fs::write(&path, chunk(there, its_payload).parts().concat()).unwrap();
+            let inserted = chunks.insert(&chunk(kind, payload)).map(|stored| stored.known).ok();
+            assert_eq!(inserted, kept, "{kind:?} where {there:?} is");
+            let now = fs::read(&path).unwrap();
+            let (old, new) = (chunk(there, its_payload), chunk(kind, payload));
+            let expected = if kept == Some(false) { new } else { old };
+            assert_eq!(now, expected.parts().concat());
+        }
+        // No chunk at all, cut off, and empty.
+        for bad in [vec![0; 512], chunk(Plain, short).parts().concat()[..100].to_vec(), Vec::new()]
+        {
+            fs::write(&path, bad).unwrap();
+            assert!(!chunks.insert(&chunk(Plain, long)).unwrap().known);
+            assert_eq!(fs::read(&path).unwrap(), chunk(Plain, long).parts().concat());
+        }
+    }
 }
