@@ -21,12 +21,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn new() -> Self {
+        Self::with_config("")
+    }
+
+    /// With these lines more in its configuration.
+    pub(crate) fn with_config(lines: &str) -> Self {
         let world = World::new();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         world.write("password", PASSWORD);
         world.ok(&format!(
             "admin init srv --datastore store1=repo --user {USER} --password-file password --listen 127.0.0.1:{port}"
         ));
+        let config = fs::read_to_string(world.path("srv/server.toml")).unwrap();
+        world.write("srv/server.toml", config + lines);
         let info = world.ok("admin cert info --config srv/server.toml").stdout;
         let fingerprint = info.lines().find_map(|line| line.strip_prefix("Fingerprint: "));
         let fingerprint = fingerprint.unwrap().to_owned();

@@ -315,10 +315,14 @@ fn maintenance_keeps_clients_out() {
     admin("admin datastore update store1 --maintenance read-only --maintenance-message disk");
     served.ok("list");
     served.fails("backup a.conf:app.conf --backup-id me").says("read-only maintenance mode: disk");
+    admin("admin datastore update store1 --maintenance-message cable");
+    served.fails("backup a.conf:app.conf --backup-id me").says("read-only maintenance mode: cable");
     admin("admin datastore update store1 --maintenance offline");
     served.fails("list").says("datastore 'store1' is in offline maintenance mode:");
     admin("admin datastore update store1 --maintenance none");
     served.ok("list");
+    let message = "admin datastore update store1 --maintenance-message disk";
+    served.world.fails(&format!("{message} --config srv/server.toml")).says("not in maintenance");
 }
 
 /// What a backup that did not finish may leave: nothing that is seen.
@@ -753,6 +757,187 @@ fn a_service_manager_hands_over_its_socket_and_is_told() {
     assert!(served.child.take().unwrap().wait().unwrap().success());
 }
 
+/// The manifest of a snapshot without files, as it is uploaded.
+fn manifest_of(group: &str, time: i64) -> Vec<u8> {
+    let time = keepwell_model::BackupTime::from_unix(time).unwrap();
+    let snapshot = keepwell_model::SnapshotId { group: group.parse().unwrap(), time };
+    let json = keepwell_model::Manifest::new(snapshot).to_json();
+    keepwell_seal::Sealer::new().unwrap().seal(&json, None).unwrap().into_bytes()
+}
+
+impl Served {
+    /// The session of a backup that sends what it is told.
+    fn raw_backup(
+        &self,
+        client: &keepwell_transport::Client,
+        id: &str,
+    ) -> keepwell_transport::BareSession {
+        let query = keepwell_transport::Query::new()
+            .with("store", "store1")
+            .with("backup-type", "host")
+            .with("backup-id", id)
+            .with("backup-time", 1_700_000_000);
+        let protocol = keepwell_transport::BACKUP_PROTOCOL;
+        client.bare_session("/api2/json/backup", &query, protocol).unwrap()
+    }
+
+    /// The most memory that the server has had, in MiB.
+    fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.as_ref().unwrap().id());
+        let status = fs::read_to_string(path).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    }
+}
+
+#[test]
+fn an_image_takes_memory_for_what_was_appended() {
+    let served = Served::new();
+    let client = served.raw_client();
+    let session = served.raw_backup(&client, "raw");
+    let before = served.peak_memory();
+    // 64 TiB each.
+    for number in 0..50 {
+        let target = format!("fixed_index?archive-name=d{number}.img.fidx&size=70368744177664");
+        session.call("POST", &target, vec![]).unwrap();
+    }
+    session.call("POST", "fixed_index?archive-name=e.img.fidx", vec![]).unwrap();
+    let content = noise(1, 5000);
+    let digest = keepwell_seal::Sealer::digest(&content, None);
+    let blob = [&[0; 12], &content[..]].concat();
+    let blob = keepwell_model::Blob::seal(keepwell_model::BlobKind::Plain, blob).unwrap();
+    let chunk = format!("fixed_chunk?wid=51&digest={digest}&size=5000&encoded-size=5012");
+    session.call("POST", &chunk, blob.into_bytes()).unwrap();
+    let last = ((1u64 << 24) - 1) * (4 << 20);
+    let append = format!("{{\"wid\":51,\"digest-list\":[\"{digest}\"],\"offset-list\":[{last}]}}");
+    session.call("PUT", "fixed_index", append.into_bytes()).unwrap();
+    let grown = served.peak_memory() - before;
+    assert!(grown < 100, "{grown} MiB");
+}
+
+#[test]
+fn uploads_wait_for_room_and_all_come_in() {
+    let served = Served::new();
+    let client = served.raw_client();
+    let session = served.raw_backup(&client, "raw");
+    session.call("POST", "dynamic_index?archive-name=a.pxar.didx", vec![]).unwrap();
+    // As many at once as there are streams, four times what a session has room for.
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            let session = &session;
+            scope.spawn(move || {
+                let content = noise(number, 16 << 20);
+                let digest = keepwell_seal::Sealer::digest(&content, None);
+                let blob = [&[0; 12], &content[..]].concat();
+                let blob = keepwell_model::Blob::seal(keepwell_model::BlobKind::Plain, blob);
+                let target = format!(
+                    "dynamic_chunk?wid=1&digest={digest}&size=16777216&encoded-size=16777228"
+                );
+                session.call("POST", &target, blob.unwrap().into_bytes()).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn one_server_uses_a_state_and_takes_it_over_when_it_listens() {
+    let served = Served::new();
+    let world = &served.world;
+    let client = served.raw_client();
+    let session = served.raw_backup(&client, "raw");
+    let active = |state: &str| {
+        let text = fs::read_to_string(world.path(state).join("tasks/active")).unwrap();
+        text.lines().count()
+    };
+    assert_eq!(active("srv"), 1);
+    world.fails("serve --config srv/server.toml").says("another server is running with the state");
+    assert_eq!(active("srv"), 1);
+    // An administrator may change things meanwhile.
+    world.ok("admin user create a@b@pbs --password-file password --config srv/server.toml");
+    assert!(world.ok("admin user list --config srv/server.toml").stdout.contains("a@b@pbs"));
+    drop(session);
+    // Nor is anything changed by a server that can't listen.
+    let upid = "UPID:pbs:000003E8:00001A2B:00000005:65A1B2C3:backup:x:root@pam:\n";
+    world.write("other/server.toml", format!("listen = [\"127.0.0.1:{}\"]\n", served.port));
+    world.write("other/tasks/active", upid);
+    world.fails("serve --config other/server.toml").says("could not listen");
+    assert_eq!(active("other"), 1);
+}
+
+#[test]
+fn logins_at_once_are_counted_one_by_one() {
+    let served = Served::with_config("login-failures-max = 2\n");
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| served.run_as("root@pam", "wrong", "list").assert_failed("a login"));
+        }
+    });
+    let log = served.log();
+    let failures = log.lines().filter(|line| line.contains("authentication failure;"));
+    let (refused, looked_at): (Vec<&str>, Vec<&str>) =
+        failures.partition(|line| line.contains("too many failures from this address"));
+    assert_eq!((refused.len(), looked_at.len()), (8, 2), "{log}");
+}
+
+#[test]
+fn tasks_of_the_api_have_the_shapes_of_the_reference() {
+    use keepwell_transport::Query;
+    let served = Served::new();
+    tree(&served.world);
+    // Such a name is long in that of a task.
+    let id = format!("a{}", "-".repeat(200));
+    served.ok(&format!("backup a.conf:app.conf --backup-id {id}"));
+    served.ok("backup a.conf:app.conf --backup-id me --backup-time 1700000000");
+    let client = served.raw_client();
+    let base = "/api2/json/admin/datastore/store1";
+    let status = || client.get(&format!("{base}/gc"), &Query::new()).unwrap();
+    assert_eq!(status(), serde_json::json!({ "store": "store1" }), "there was none yet");
+    served.ok("garbage-collect");
+    let status = status();
+    assert_eq!(status["last-run-state"], "OK", "{status}");
+    assert!(status["duration"].is_i64() && status["last-run-endtime"].is_i64(), "{status}");
+    let group = Query::new().with("backup-type", "host").with("backup-id", "me");
+    let prune = |query: Query| client.post(&format!("{base}/prune"), &query).unwrap();
+    let upid = prune(group.clone().with("use-task", true));
+    assert!(upid.as_str().is_some_and(|upid| upid.starts_with("UPID:")), "{upid}");
+    let listed = prune(group.clone().with("use-task", true).with("dry-run", true));
+    assert_eq!(listed[0]["keep"], true, "{listed}");
+    assert_eq!(prune(group)[0]["keep"], true);
+}
+
+#[test]
+fn a_verification_stays_within_rights_and_names_namespaces() {
+    let served = Served::new();
+    let admin = |line: &str| served.world.ok(&format!("{line} --config srv/server.toml"));
+    tree(&served.world);
+    served.ok("namespace create ns");
+    served.ok("backup a.conf:app.conf --backup-id top");
+    served.ok("backup a.conf:app.conf --backup-id deep --ns ns");
+    admin("admin user create carol@pbs --password-file password");
+    admin("admin acl update /datastore/store1 DatastoreReader --auth-id carol@pbs");
+    admin("admin acl update /datastore/store1/ns NoAccess --auth-id carol@pbs");
+    let verified = |user: &str| {
+        let run = served.run_as(user, PASSWORD, "verify");
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        run.stdout
+    };
+    let (all, some) = (verified(USER), verified("carol@pbs"));
+    assert!(all.contains("store1:host/top") && all.contains("store1:ns:host/deep"), "{all}");
+    assert!(some.contains("store1:host/top") && !some.contains("host/deep"), "{some}");
+}
+
+#[test]
+fn a_directory_belongs_to_one_datastore_by_whatever_name() {
+    let served = Served::new();
+    std::os::unix::fs::symlink("repo", served.world.path("alias")).unwrap();
+    for path in ["alias", "alias/below"] {
+        served
+            .world
+            .fails(&format!("admin datastore create other {path} --config srv/server.toml"))
+            .says("lie in each other");
+    }
+}
+
 /// What the reference's server answered to odd requests (golden http/probe.txt), and ours must.
 #[test]
 fn odd_requests_of_a_backup_get_the_recorded_answers() {
@@ -927,6 +1112,13 @@ fn odd_requests_of_a_backup_get_the_recorded_answers() {
         ("PUT", "dynamic_index".into(), append(&quoted, "0"), 200, r#"{"data":null}"#.into()),
         (
             "POST",
+            close.replace("count=1", "count=0"),
+            vec![],
+            400,
+            format!("{verification}'chunk-count': value must have a minimum value of 1 (got 0)"),
+        ),
+        (
+            "POST",
             close.replace("count=1", "count=2"),
             vec![],
             400,
@@ -1011,6 +1203,7 @@ fn odd_requests_of_a_backup_get_the_recorded_answers() {
     image.append(&small.parse().unwrap(), 805_696).unwrap();
     let csum = image.checksum();
     let one = |digest: &str, offset: u64| append(&format!("\"{digest}\""), &offset.to_string());
+    let manifest = manifest_of("vm/probe", 1_795_400_621);
     check(
         &session,
         vec![
@@ -1053,6 +1246,13 @@ fn odd_requests_of_a_backup_get_the_recorded_answers() {
             ),
             (
                 "POST",
+                format!("blob?file-name=index.json.blob&encoded-size={}", manifest.len()),
+                manifest,
+                200,
+                r#"{"data":null}"#.into(),
+            ),
+            (
+                "POST",
                 format!(
                     "fixed_index?archive-name=e.img.fidx&size=5000000&reuse-csum={}",
                     "0".repeat(64)
@@ -1060,6 +1260,36 @@ fn odd_requests_of_a_backup_get_the_recorded_answers() {
                 vec![],
                 400,
                 "cannot reuse index - no valid previous backup exists".into(),
+            ),
+            ("POST", "finish".into(), vec![], 200, r#"{"data":null}"#.into()),
+        ],
+    );
+    drop(session);
+    // The image once more, from the previous one.
+    let session = begin("vm", 1_795_400_631);
+    let index = "fixed_index?archive-name=d.img.fidx&size=5000000";
+    let none = "0".repeat(64);
+    check(
+        &session,
+        vec![
+            (
+                "POST",
+                format!("{index}&reuse-csum={none}"),
+                vec![],
+                400,
+                format!(
+                    "expected csum ({none}) doesn't match last backup's ({csum}), cannot do incremental backup"
+                ),
+            ),
+            ("POST", format!("{index}&reuse-csum={csum}"), vec![], 200, r#"{"data":1}"#.into()),
+            ("PUT", "fixed_index".into(), one(&full, 0), 400, format!("no such chunk {full}")),
+            (
+                "POST",
+                format!("fixed_close?wid=1&chunk-count=1&size=5000000&csum={csum}"),
+                vec![],
+                400,
+                "fixed writer 'd.img.fidx' close failed - received wrong number of chunk (0 != 1)"
+                    .into(),
             ),
         ],
     );

@@ -12,6 +12,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+const PROTOCOL: &str = "proxmox-backup-protocol-v1";
+
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// A server and a token for its API.
@@ -41,11 +43,11 @@ impl Answer {
 
 impl Wire {
     fn new() -> Self {
-        let served = Served::new();
-        let made =
-            served.world.ok(&format!("admin token create {USER}!tok --config srv/server.toml"));
-        let secret = made.stdout.lines().find_map(|line| line.strip_prefix("Secret: "));
-        let authorization = format!("PBSAPIToken={USER}!tok:{}", secret.unwrap());
+        Self::of(Served::new())
+    }
+
+    fn of(served: Served) -> Self {
+        let authorization = token(&served, "tok");
         served
             .world
             .ok(&format!("admin acl update / Admin --auth-id {USER}!tok --config srv/server.toml"));
@@ -70,10 +72,7 @@ impl Wire {
 
     /// The head of a request with these lines more.
     fn head(&self, request: &str, more: &str) -> String {
-        let authorization = &self.authorization;
-        format!(
-            "{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n{more}\r\n"
-        )
+        head(&self.authorization, request, more)
     }
 
     fn ask(&self, request: &str, more: &str) -> Answer {
@@ -96,6 +95,18 @@ impl Wire {
         );
         self.ask(&target, "")
     }
+}
+
+fn head(authorization: &str, request: &str, more: &str) -> String {
+    format!("{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n{more}\r\n")
+}
+
+/// A new token of the user, without any rights, as it is sent.
+fn token(served: &Served, name: &str) -> String {
+    let made = format!("admin token create {USER}!{name} --config srv/server.toml");
+    let made = served.world.ok(&made).stdout;
+    let secret = made.lines().find_map(|line| line.strip_prefix("Secret: "));
+    format!("PBSAPIToken={USER}!{name}:{}", secret.unwrap())
 }
 
 fn parse(all: &[u8]) -> Answer {
@@ -304,11 +315,17 @@ fn slow_and_cut_requests_hold_nobody_up() {
 impl Wire {
     /// A connection that has become a session of a backup, and what followed the answer's head.
     fn upgraded(&self, protocol: &str) -> Result<Tls, String> {
+        self.upgraded_for("raw", protocol)
+    }
+
+    fn upgraded_for(&self, id: &str, protocol: &str) -> Result<Tls, String> {
         let mut stream = self.connect();
-        let target = "GET /api2/json/backup?store=store1&backup-type=host&backup-id=raw&backup-time=1700000000";
+        let target = format!(
+            "GET /api2/json/backup?store=store1&backup-type=host&backup-id={id}&backup-time=1700000000"
+        );
         let more = format!("Connection: upgrade\r\nUpgrade: {protocol}\r\n");
-        stream.write_all(self.head(target, &more).as_bytes()).unwrap();
-        stream.flush().unwrap();
+        let sent = stream.write_all(self.head(&target, &more).as_bytes());
+        sent.and_then(|()| stream.flush()).map_err(|error| error.to_string())?;
         let mut answer = Vec::new();
         let mut byte = [0];
         while !answer.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
@@ -337,7 +354,6 @@ impl Wire {
 
 #[test]
 fn a_session_that_is_no_http2_ends_and_leaves_nothing() {
-    const PROTOCOL: &str = "proxmox-backup-protocol-v1";
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let wire = Wire::new();
@@ -393,4 +409,87 @@ fn a_session_that_is_no_http2_ends_and_leaves_nothing() {
     wire.served.ok("backup root.pxar:tree --backup-id me --backup-time 1700000000");
     wire.served.ok(&format!("restore {SNAPSHOT} root.pxar out"));
     wire.served.ok("verify");
+}
+
+#[test]
+fn a_session_keeps_its_place_among_the_connections() {
+    let wire = Wire::of(Served::with_config("connections-per-address-max = 3\n"));
+    let ping = || wire.ask("GET /api2/json/ping", "").status;
+    let mut sessions = Vec::new();
+    for id in ["a", "b", "c"] {
+        // Who looked whether the server is there may not have gone yet.
+        wire.served.wait("a session", || {
+            let session = wire.upgraded_for(id, PROTOCOL).ok();
+            let began = session.is_some();
+            sessions.extend(session);
+            began
+        });
+    }
+    assert_eq!(ping(), 0, "no place is left");
+    drop(sessions);
+    wire.served.wait("a place", || ping() == 200);
+}
+
+#[test]
+fn an_upgrade_is_checked_in_the_order_of_the_reference() {
+    let wire = Wire::new();
+    let upgrade = format!("Upgrade: {PROTOCOL}\r\n");
+    let ask = |what: &str, more: &str| {
+        let target = format!("GET /api2/json/backup?backup-type=host&backup-time=5&{what}");
+        let answer = wire.ask(&target, more);
+        (answer.status, answer.text())
+    };
+    let foreign = "store=store1&ns=nope&backup-id=x&benchmark=true";
+    assert_eq!(ask(foreign, "").1, "missing Upgrade header");
+    assert_eq!(ask(foreign, &upgrade), (404, "namespace not found".to_owned()));
+    assert_eq!(
+        ask("store=store1&backup-id=x&benchmark=true", &upgrade),
+        (400, "benchmark flags is only allowed on 'host/benchmark'".to_owned())
+    );
+    assert_eq!(
+        ask("store=store1&backup-id=benchmark", &upgrade).1,
+        "unable to run benchmark without --benchmark flags"
+    );
+    assert_eq!(ask("store=nope&backup-id=x", "").1, "no such datastore 'nope'");
+}
+
+#[test]
+fn who_has_no_rights_does_not_learn_what_there_is() {
+    let wire = Wire::new();
+    let nobody = token(&wire.served, "none");
+    let store = |what: &str| format!("/api2/json/admin/datastore/nope/{what}");
+    let snapshot = "backup-type=host&backup-id=a&backup-time=5";
+    let group = "backup-type=host&backup-id=a";
+    for request in [
+        "GET /api2/json/backup?store=nope&backup-type=host&backup-id=a&backup-time=5".to_owned(),
+        format!("DELETE {}", store(&format!("snapshots?{snapshot}"))),
+        format!("DELETE {}", store(&format!("groups?{group}"))),
+        format!("DELETE {}", store("namespace?ns=a")),
+        format!("GET {}", store("namespace")),
+        format!("GET {}", store(&format!("files?{snapshot}"))),
+        format!("GET {}", store(&format!("notes?{snapshot}"))),
+        format!("POST {}", store(&format!("change-owner?{group}&new-owner={USER}"))),
+        format!("POST {}", store(&format!("prune?{group}"))),
+        format!("POST {}", store(&format!("upload-backup-log?{snapshot}"))),
+    ] {
+        let ask = |authorization: &str| {
+            let head = head(authorization, &request, "Connection: close\r\n");
+            wire.send(head.as_bytes())
+        };
+        assert_eq!(ask(&nobody).status, 403, "{request}");
+        let answer = ask(&wire.authorization);
+        let text = answer.text();
+        assert_eq!((answer.status, text.as_str()), (400, "no such datastore 'nope'"), "{request}");
+    }
+}
+
+#[test]
+fn names_of_tasks_show_no_paths() {
+    let wire = Wire::new();
+    let upid = format!("UPID:n:00000001:00000001:00000001:00000001:backup:x:{USER}:");
+    let target = format!("GET /api2/json/nodes/localhost/tasks/{upid}/log?download=1");
+    let answer = wire.ask(&target, "");
+    assert_eq!(answer.status, 400);
+    let dir = wire.served.world.dir.path().to_string_lossy().into_owned();
+    assert!(!answer.text().contains(&dir), "{}", answer.text());
 }

@@ -9,6 +9,7 @@ use keepwell_model::{
 use keepwell_store::{SnapshotInfo, SnapshotStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 /// A snapshot as the items of the API name it.
 pub(crate) fn snapshot_id(kind: BackupType, id: &str, time: i64) -> Result<SnapshotId> {
@@ -168,11 +169,12 @@ fn files_of(
         let mode = if signed { CryptMode::SignOnly } else { CryptMode::None };
         push(&ArchiveName::manifest(), Some(mode), Some(manifest_bytes));
     }
-    let listed = |name: &ArchiveName| match manifest {
-        Some(manifest) => manifest.file(name).is_some() || *name == ArchiveName::manifest(),
-        None => false,
-    };
-    for name in on_disk.iter().filter(|name| !listed(name)) {
+    let own = ArchiveName::manifest();
+    let listed: HashSet<&ArchiveName> = manifest
+        .into_iter()
+        .flat_map(|manifest| manifest.files.iter().map(|file| &file.name).chain([&own]))
+        .collect();
+    for name in on_disk.iter().filter(|name| !listed.contains(name)) {
         push(name, None, None);
     }
     files

@@ -4,6 +4,7 @@ use crate::digest::{FileChecksum, FingerprintError, KeyFingerprint};
 use crate::names::{ArchiveName, BackupTime, BackupType, GroupId, NameError, SnapshotId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 /// How the content of a file is protected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,13 +109,14 @@ impl Manifest {
         let group = GroupId { kind: document.backup_type, id: document.backup_id.parse()? };
         let snapshot = SnapshotId { group, time: BackupTime::from_unix(document.backup_time)? };
         let mut files: Vec<ManifestFile> = Vec::with_capacity(document.files.len());
+        let mut names = HashSet::with_capacity(document.files.len());
         for file in document.files {
             let name: ArchiveName = file.filename.parse()?;
             let checksum = file
                 .csum
                 .parse()
                 .map_err(|_| ManifestError::Checksum { name: name.to_string() })?;
-            if files.iter().any(|other| other.name == name) {
+            if !names.insert(name.clone()) {
                 return Err(ManifestError::Duplicate { name });
             }
             let (crypt_mode, size) = (file.crypt_mode, file.size);

@@ -181,6 +181,15 @@ pub fn user_of(id: &AuthId) -> &str {
     id.as_str().split('!').next().unwrap_or_default()
 }
 
+/// Whether text may name somebody: realms have 2 to 32 characters. Spec: protocol.md §2.1.
+pub(crate) fn is_auth_id(text: &str) -> bool {
+    let realm = |id: &AuthId| {
+        let realm = user_of(id).rsplit_once('@').map_or("", |(_, realm)| realm);
+        (2..=32).contains(&realm.len())
+    };
+    text.parse::<AuthId>().is_ok_and(|id| realm(&id))
+}
+
 pub fn is_token(id: &AuthId) -> bool {
     id.as_str().contains('!')
 }
@@ -429,6 +438,17 @@ mod tests {
         let of_root: AuthId = "root@pam!t".parse().unwrap();
         assert_eq!(access.privileges(&of_root, "/datastore/s"), Privileges::AUDIT);
         assert!(access.privileges(&of_root, "/").is_empty());
+    }
+
+    #[test]
+    fn ids_have_a_user_and_a_realm() {
+        for good in ["a@pbs", "a@pbs!tok", "a@example.org@pbs", "a@b2"] {
+            assert!(is_auth_id(good), "{good}");
+        }
+        let long = format!("a@{}", "r".repeat(33));
+        for bad in ["", "@pbs", "a@", "a@b", "a@b!tok", "pbs", &long] {
+            assert!(!is_auth_id(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub(crate) mod admin;
 mod browse;
 mod node;
 
-use crate::access::{Privileges, owns};
+use crate::access::{Privileges, is_auth_id, owns};
 use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, Param, Params, at_least, is, optional, required};
 use crate::server::{Server, acl_path};
@@ -38,13 +38,16 @@ pub(crate) struct Context {
 /// What an endpoint does, on a thread that may block.
 pub(crate) type Run = fn(&Context) -> ApiResult<Reply>;
 
+/// Whether a request will be answered, as far as that can be told without its body.
+pub(crate) type Admit = fn(&Context) -> ApiResult<()>;
+
 pub(crate) struct Endpoint {
     pub(crate) method: Method,
     /// `{}` stands for a name
     pub(crate) path: &'static str,
     pub(crate) params: &'static [Param],
-    /// bytes and no parameters are in the body
-    pub(crate) takes_bytes: bool,
+    /// bytes and no parameters are in the body, which is read when this has been asked
+    pub(crate) takes_bytes: Option<Admit>,
     pub(crate) run: Run,
 }
 
@@ -54,7 +57,7 @@ pub(crate) const fn endpoint(
     params: &'static [Param],
     run: Run,
 ) -> Endpoint {
-    Endpoint { method, path, params, takes_bytes: false, run }
+    Endpoint { method, path, params, takes_bytes: None, run }
 }
 
 pub(crate) const NS: Param = optional("ns", Kind::Form(is::<Namespace>));
@@ -141,20 +144,6 @@ impl Context {
         }
     }
 
-    /// Fails unless the caller may do it for all groups, or for his own and this is one.
-    pub(crate) fn require_group(
-        &self,
-        namespace: &Namespace,
-        group: &GroupId,
-        (all, own): (Privileges, Privileges),
-        store: &keepwell_store::DirStore,
-    ) -> ApiResult<()> {
-        if self.all_or_own(namespace, all, own)? {
-            return Ok(());
-        }
-        self.require_owner(namespace, group, store)
-    }
-
     pub(crate) fn require_owner(
         &self,
         namespace: &Namespace,
@@ -188,7 +177,7 @@ pub(crate) fn is_open(method: &Method, path: &str) -> bool {
     )
 }
 
-const USER_ID: Kind = Kind::Form(is::<AuthId>);
+pub(crate) const USER_ID: Kind = Kind::Form(is_auth_id);
 
 const OWN: &[Endpoint] = &[
     endpoint(Method::GET, "ping", &[], |_| Ok(Reply::Data(json!({ "pong": true })))),

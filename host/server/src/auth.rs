@@ -21,11 +21,13 @@ const ADDRESSES_MAX: usize = 10_000;
 pub(crate) struct Failures {
     limit: u32,
     counts: Mutex<(i64, HashMap<IpAddr, u32>)>,
+    /// whose password libpam looks at
+    turn: Mutex<()>,
 }
 
 impl Failures {
     pub(crate) fn new(limit: u32) -> Self {
-        Self { limit, counts: Mutex::default() }
+        Self { limit, counts: Mutex::default(), turn: Mutex::default() }
     }
 
     fn with<T>(&self, now: i64, use_them: impl FnOnce(&mut HashMap<IpAddr, u32>) -> T) -> T {
@@ -44,6 +46,8 @@ impl Failures {
         self.with(now, |counts| *counts.entry(address).or_default() += 1);
     }
 }
+
+const TOO_MANY: &str = "too many failures from this address";
 
 fn failed(reason: impl std::fmt::Display) -> ApiError {
     ApiError::unauthorized(format!("authentication failed - {reason}"))
@@ -105,7 +109,7 @@ impl Server {
             ApiError::unauthorized("permission check failed.")
         };
         if self.failures.is_over(address, now) {
-            return Err(refused("too many failures from this address"));
+            return Err(refused(TOO_MANY));
         }
         if is_token(user) {
             return Err(refused("a token needs no ticket"));
@@ -114,6 +118,9 @@ impl Server {
             return Err(refused("user is unknown, disabled or expired"));
         }
         let is_ticket = password.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(':'));
+        // Until a failure counts: of many attempts at once, too, only so many are looked at.
+        let _turn = (!is_ticket && user.as_str().ends_with("@pam"))
+            .then(|| self.failures.turn.lock().unwrap_or_else(PoisonError::into_inner));
         let outcome = match is_ticket {
             true => match self.keys.verify(password, now) {
                 Ok(data) if data == user.as_str() => Ok(()),
@@ -132,6 +139,7 @@ impl Server {
         let access = self.access();
         let (name, realm) = user_of(user).rsplit_once('@').unwrap_or_default();
         match realm {
+            "pam" if self.failures.is_over(address, self.now()) => Err(TOO_MANY.into()),
             "pam" => {
                 let service = &self.config.pam_service;
                 pam::check(service, None, name, password, &address.to_string())

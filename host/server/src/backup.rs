@@ -6,9 +6,10 @@
 use crate::access::{Privileges, owns};
 use crate::api::{Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
+use crate::http::Place;
 use crate::params::{Kind, Param, Params, at_least, is, optional, required};
 use crate::server::{Server, TaskGuard, acl_path};
-use crate::session::{self, Endpoint, Input, Reply};
+use crate::session::{self, Endpoint, Input, Reply, Rooms};
 use crate::stores::{self, Purpose};
 use crate::tasks::Task;
 use hyper::upgrade::OnUpgrade;
@@ -26,7 +27,7 @@ use keepwell_store::{
 };
 use serde_json::{Value, json};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Largest encoded chunk or blob.
@@ -35,8 +36,10 @@ const ENCODED_BYTES_MAX: i64 = CHUNK_BYTES_MAX as i64 + 44;
 const IMAGE_CHUNK_BYTES: u64 = 4 << 20;
 /// Writers of one session.
 const WRITERS_MAX: u64 = 256;
-/// An image of this many chunks has 64 TiB.
+/// An image of this many chunks has 64 TiB. All images of a session together have no more.
 const IMAGE_CHUNKS_MAX: u64 = 1 << 24;
+/// What is read of the previous snapshot is larger only for archives of more than 3 TiB.
+const FILE_BYTES: usize = 32 << 20;
 
 thread_local! {
     static OPENER: RefCell<Option<Opener>> = const { RefCell::new(None) };
@@ -54,7 +57,10 @@ struct Statistics {
 /// Slots of an image's index, filled in any order.
 struct Slots {
     size: Option<u64>,
-    digests: Vec<Option<ChunkDigest>>,
+    /// slots up to the end, filled or not
+    count: u64,
+    /// by position: what was not filled takes no memory, whatever a client announces
+    digests: BTreeMap<u64, ChunkDigest>,
     /// taken from the previous index, and changed in places
     incremental: bool,
     /// chunks shorter than 4 MiB that were uploaded
@@ -108,26 +114,36 @@ const CHUNK: &[Param] = &[
 ];
 const APPEND: &[Param] =
     &[WID, required("digest-list", Kind::Texts), required("offset-list", Kind::Integers)];
-const CLOSE: &[Param] = &[
-    WID,
-    required("chunk-count", at_least(0)),
-    required("size", at_least(0)),
-    required("csum", Kind::Form(is::<FileChecksum>)),
-];
+const CSUM: Param = required("csum", Kind::Form(is::<FileChecksum>));
+const DYNAMIC_CLOSE: &[Param] =
+    &[WID, required("chunk-count", at_least(1)), required("size", at_least(1)), CSUM];
+const FIXED_CLOSE: &[Param] =
+    &[WID, required("chunk-count", at_least(0)), required("size", at_least(0)), CSUM];
 
 macro_rules! endpoint {
     ($method:ident $name:literal $params:expr, $input:expr, $run:ident) => {
+        endpoint!($method $name $params, $input, $run, 0)
+    };
+    ($method:ident $name:literal $params:expr, $input:expr, $run:ident, $answer:expr) => {
         Endpoint {
             method: Method::$method,
             name: $name,
             params: $params,
             input: $input,
+            answer_bytes: $answer,
             run: Backup::$run,
         }
     };
 }
 
-const BLOB: Input = Input::Bytes(ENCODED_BYTES_MAX as usize);
+const BLOB: Input = Input::Bytes {
+    limit: ENCODED_BYTES_MAX as usize,
+    longer: |announced, found| format!("got blob with unexpected length ({announced} != {found})"),
+};
+const CHUNK_BLOB: Input = Input::Bytes {
+    limit: ENCODED_BYTES_MAX as usize,
+    longer: |_, _| "uploaded chunk is larger than announced.".into(),
+};
 
 pub(crate) const ENDPOINTS: &[Endpoint<Backup>] = &[
     endpoint!(POST "blob" &[
@@ -136,17 +152,17 @@ pub(crate) const ENDPOINTS: &[Endpoint<Backup>] = &[
     ], BLOB, blob),
     endpoint!(POST "dynamic_index" &[required("archive-name", NAME)], Input::None, dynamic_index),
     endpoint!(PUT "dynamic_index" APPEND, Input::Json, dynamic_append),
-    endpoint!(POST "dynamic_chunk" CHUNK, BLOB, dynamic_chunk),
-    endpoint!(POST "dynamic_close" CLOSE, Input::None, dynamic_close),
+    endpoint!(POST "dynamic_chunk" CHUNK, CHUNK_BLOB, dynamic_chunk),
+    endpoint!(POST "dynamic_close" DYNAMIC_CLOSE, Input::None, dynamic_close),
     endpoint!(POST "fixed_index" &[
         required("archive-name", NAME),
         optional("size", at_least(1)),
         optional("reuse-csum", Kind::Form(is::<FileChecksum>)),
     ], Input::None, fixed_index),
     endpoint!(PUT "fixed_index" APPEND, Input::Json, fixed_append),
-    endpoint!(POST "fixed_chunk" CHUNK, BLOB, fixed_chunk),
-    endpoint!(POST "fixed_close" CLOSE, Input::None, fixed_close),
-    endpoint!(GET "previous" &[required("archive-name", NAME)], Input::None, previous),
+    endpoint!(POST "fixed_chunk" CHUNK, CHUNK_BLOB, fixed_chunk),
+    endpoint!(POST "fixed_close" FIXED_CLOSE, Input::None, fixed_close),
+    endpoint!(GET "previous" &[required("archive-name", NAME)], Input::None, previous, FILE_BYTES),
     endpoint!(GET "previous_backup_time" &[], Input::None, previous_backup_time),
     endpoint!(POST "finish" &[], Input::None, finish),
     endpoint!(POST "speedtest" &[], Input::Discarded, speedtest),
@@ -159,12 +175,14 @@ pub(crate) struct Prepared {
 
 const BENCHMARK: &str = "host/benchmark";
 
-/// Checks that the caller may make the snapshot, and begins it.
+/// Checks that the caller may make the snapshot, and begins it. `upgradable` is what the head of
+/// the request says.
 pub(crate) fn prepare(
     server: &Arc<Server>,
     caller: &Caller,
     path: &SnapshotPath,
     benchmark: bool,
+    upgradable: ApiResult<()>,
 ) -> ApiResult<Prepared> {
     let SnapshotPath { store: name, namespace, snapshot } = path;
     let group = &snapshot.group;
@@ -174,6 +192,9 @@ pub(crate) fn prepare(
         return Err(ApiError::new(StatusCode::FORBIDDEN, text));
     }
     let store = server.store(name, Purpose::Write)?;
+    upgradable?;
+    // Fails where there is no such namespace.
+    store.owner_of(namespace, group).map_err(stores::not_found)?;
     match (group.to_string() == BENCHMARK, benchmark) {
         (true, false) => {
             return Err(ApiError::bad("unable to run benchmark without --benchmark flags"));
@@ -183,27 +204,23 @@ pub(crate) fn prepare(
         }
         _ => {}
     }
-    if let Some(owner) = store.owner_of(namespace, group)?
+    let begun = store.begin(namespace, snapshot, caller.id.as_str());
+    if let Err(StoreError::Locked { why, .. }) = &begun {
+        let dir = store.group_path(namespace, group);
+        let dir = dir.display();
+        return Err(ApiError::bad(format!(
+            "unable to acquire lock on backup group directory \"{dir}\" - {why}"
+        )));
+    }
+    // The group is locked now: nobody gives it to somebody else.
+    if let Some(owner) = store.owner_of(namespace, group).map_err(stores::not_found)?
         && !benchmark
         && !owns(&caller.id, &owner)
     {
         let text = format!("backup owner check failed ({} != {owner})", caller.id);
         return Err(ApiError::bad(text));
     }
-    let begun =
-        store.begin(namespace, snapshot, caller.id.as_str()).map_err(|error| match error {
-            StoreError::NamespaceMissing { .. } => {
-                ApiError::new(StatusCode::NOT_FOUND, "namespace not found")
-            }
-            StoreError::Locked { why, .. } => {
-                let dir = store.group_path(namespace, group);
-                let dir = dir.display();
-                ApiError::bad(format!(
-                    "unable to acquire lock on backup group directory \"{dir}\" - {why}"
-                ))
-            }
-            other => other.into(),
-        })?;
+    let begun = begun.map_err(stores::not_found)?;
     let previous = match begun.previous() {
         Some(reader) => {
             // One that was found damaged is no base for the next.
@@ -224,12 +241,12 @@ pub(crate) fn prepare(
 }
 
 /// Serves the session once the connection has been upgraded.
-pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
+pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade, rooms: Rooms, place: Arc<Place>) {
     let Prepared { backup, guard } = prepared;
     let backup = Arc::new(backup);
     let task = backup.task.clone();
     let outcome = match upgrade.await {
-        Ok(upgraded) => session::serve(upgraded, backup.clone(), ENDPOINTS, &task).await,
+        Ok(upgraded) => session::serve(upgraded, backup.clone(), ENDPOINTS, rooms, &task).await,
         Err(error) => Err(format!("connection error: {error}")),
     };
     // The store's session goes away here, on a thread that may block.
@@ -239,6 +256,7 @@ pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
         guard.end(&outcome);
     });
     let _ = ended.await;
+    drop(place);
 }
 
 impl Backup {
@@ -343,8 +361,7 @@ impl Backup {
         if count.is_some_and(|count| count > IMAGE_CHUNKS_MAX) {
             return Err(ApiError::bad("the image is too large"));
         }
-        let count = usize::try_from(count.unwrap_or(0)).unwrap_or(0);
-        let mut slots = Slots { size, digests: vec![None; count], incremental: false, short: 0 };
+        let mut slots = Slots::new(size, count.unwrap_or(0));
         if let Some(checksum) = params.parsed::<FileChecksum>("reuse-csum")? {
             if size.is_none() {
                 return Err(ApiError::bad("size is required for incremental backups"));
@@ -361,19 +378,20 @@ impl Backup {
         let name: ArchiveName = params.needed("archive-name")?;
         let index = previous.read_index(&name)?;
         if index.checksum() != *checksum {
-            let text = "cannot reuse index - checksums of previous index do not match";
+            let text = format!(
+                "expected csum ({checksum}) doesn't match last backup's ({}), cannot do incremental backup",
+                index.checksum()
+            );
             return Err(ApiError::bad(text));
         }
-        let (old, new) = (index.len(), slots.digests.len());
+        let (old, new) = (index.len() as u64, slots.count);
         if old != new {
             let text = format!("cannot reuse index - index sizes not equal ({old} != {new})");
             return Err(ApiError::bad(text));
         }
-        let mut state = self.open_state()?;
-        for (slot, chunk) in slots.digests.iter_mut().zip(index.chunks()) {
-            *slot = Some(chunk.digest);
-            state.known.insert(chunk.digest, chunk.end - chunk.start);
-        }
+        self.open_state()?.check_slots(new)?;
+        // To append them once more, a client has to read the previous index.
+        slots.digests = (0..).zip(index.chunks().map(|chunk| chunk.digest)).collect();
         slots.incremental = true;
         Ok(())
     }
@@ -391,14 +409,8 @@ impl Backup {
         let digest: ChunkDigest = params.needed("digest")?;
         let size = params.integer("size").unwrap_or_default().unsigned_abs();
         let announced = params.integer("encoded-size").unwrap_or_default();
-        match (body.len() as i64).cmp(&announced) {
-            std::cmp::Ordering::Less => {
-                return Err(ApiError::bad("uploaded chunk has unexpected size."));
-            }
-            std::cmp::Ordering::Greater => {
-                return Err(ApiError::bad("uploaded chunk is larger than announced."));
-            }
-            std::cmp::Ordering::Equal => {}
+        if body.len() as i64 != announced {
+            return Err(ApiError::bad("uploaded chunk has unexpected size."));
         }
         let chunks = {
             let mut state = self.open_state()?;
@@ -453,6 +465,9 @@ impl Backup {
         }
         let mut state = self.open_state()?;
         let state = &mut *state;
+        if kind == ArchiveKind::Fixed {
+            state.check_slots(digests.len() as u64)?;
+        }
         for (digest, offset) in digests.iter().zip(offsets) {
             let digest: ChunkDigest =
                 digest.parse().map_err(|_| ApiError::bad(format!("'{digest}' is no digest")))?;
@@ -627,11 +642,15 @@ impl Writer {
     /// Writes the slots of an image in their order.
     fn fill(&mut self, known: &HashMap<ChunkDigest, u64>) -> Result<(), String> {
         let Content::Fixed(slots) = &mut self.content else { return Ok(()) };
-        let (digests, size) = (std::mem::take(&mut slots.digests), slots.size);
-        for (position, digest) in digests.iter().enumerate() {
-            let digest = digest.ok_or(format!("chunk {position} is missing"))?;
+        let (digests, count, size) = (std::mem::take(&mut slots.digests), slots.count, slots.size);
+        let in_order = (0u64..).zip(digests.keys()).take_while(|(expected, at)| expected == *at);
+        let filled = in_order.count();
+        if filled as u64 != count {
+            return Err(format!("chunk {filled} is missing"));
+        }
+        for (position, digest) in digests {
             let length = known.get(&digest).copied().unwrap_or(IMAGE_CHUNK_BYTES);
-            let start = position as u64 * IMAGE_CHUNK_BYTES;
+            let start = position * IMAGE_CHUNK_BYTES;
             let length = match size {
                 // A short chunk of the previous image is the last of this one.
                 Some(size) => length.min(size.saturating_sub(start)),
@@ -643,7 +662,25 @@ impl Writer {
     }
 }
 
+impl State {
+    /// Fails where so many slots more would be too many.
+    fn check_slots(&self, more: u64) -> ApiResult<()> {
+        let slots = self.writers.values().map(|writer| match &writer.content {
+            Content::Fixed(slots) => slots.digests.len() as u64,
+            Content::Dynamic => 0,
+        });
+        match slots.sum::<u64>() + more > IMAGE_CHUNKS_MAX {
+            true => Err(ApiError::bad("the images are too large")),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Slots {
+    fn new(size: Option<u64>, count: u64) -> Self {
+        Self { size, count, digests: BTreeMap::new(), incremental: false, short: 0 }
+    }
+
     /// Puts a chunk where it begins.
     fn set(&mut self, digest: &ChunkDigest, length: u64, offset: u64) -> ApiResult<()> {
         let end = offset.checked_add(length);
@@ -664,13 +701,8 @@ impl Slots {
         if position >= IMAGE_CHUNKS_MAX {
             return bad("the image is too large".into());
         }
-        let position = usize::try_from(position).unwrap_or(usize::MAX);
-        if position >= self.digests.len() {
-            self.digests.resize(position + 1, None);
-        }
-        if let Some(slot) = self.digests.get_mut(position) {
-            *slot = Some(*digest);
-        }
+        self.count = self.count.max(position + 1);
+        self.digests.insert(position, *digest);
         Ok(())
     }
 
@@ -678,7 +710,7 @@ impl Slots {
         if appended != count {
             return Err(format!("received wrong number of chunk ({appended} != {count})"));
         }
-        let slots = self.digests.len() as u64;
+        let slots = self.count;
         if !self.incremental && slots != count {
             return Err(format!("unexpected chunk count ({slots} != {count})"));
         }
@@ -723,5 +755,36 @@ fn check_chunk(bytes: &[u8], digest: &ChunkDigest, size: u64) -> ApiResult<BlobK
             Err(ApiError::bad(format!("detected chunk with wrong length ({size} != {found})")))
         }
         Err(other) => Err(ApiError::bad(other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: ChunkDigest = ChunkDigest::from_bytes([7; 32]);
+
+    #[test]
+    fn slots_take_memory_for_what_was_appended() {
+        let mut slots = Slots::new(None, 0);
+        let last = IMAGE_CHUNKS_MAX - 1;
+        slots.set(&DIGEST, 5000, last * IMAGE_CHUNK_BYTES).unwrap();
+        assert_eq!((slots.count, slots.digests.len()), (IMAGE_CHUNKS_MAX, 1));
+        slots.set(&DIGEST, 5000, IMAGE_CHUNKS_MAX * IMAGE_CHUNK_BYTES).unwrap_err();
+        let error = slots.check(1, 1, 5000).unwrap_err();
+        assert_eq!(error, format!("unexpected chunk count ({IMAGE_CHUNKS_MAX} != 1)"));
+    }
+
+    #[test]
+    fn slots_are_filled_in_any_order_and_within_the_image() {
+        let mut slots = Slots::new(Some(5_000_000), 2);
+        assert!(slots.digests.is_empty());
+        slots.set(&DIGEST, 805_696, IMAGE_CHUNK_BYTES).unwrap();
+        slots.set(&DIGEST, IMAGE_CHUNK_BYTES, 0).unwrap();
+        slots.set(&DIGEST, IMAGE_CHUNK_BYTES, 17).unwrap_err();
+        slots.set(&DIGEST, IMAGE_CHUNK_BYTES, 2 * IMAGE_CHUNK_BYTES).unwrap_err();
+        slots.set(&DIGEST, 1, u64::MAX).unwrap_err();
+        slots.check(2, 2, 5_000_000).unwrap();
+        assert_eq!(slots.digests.keys().copied().collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -1,9 +1,9 @@
 //! When jobs run: calendar events. Spec: semantics.md §11.
 //!
 //! `[WEEKDAYS] [[YYYY-]MM-DD] [HH:MM[:SS]]`, each number a list of values, `a..b` and `a/n`; or a
-//! word such as `daily`. Local time.
+//! word such as `daily`. Local time, or with ` UTC` at the end that.
 
-use chrono::{Datelike, Days, Local, NaiveDate, NaiveTime, TimeZone};
+use chrono::{Datelike, Days, Local, NaiveDate, NaiveTime, TimeZone, Utc};
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
@@ -71,6 +71,7 @@ pub struct CalendarEvent {
     hours: Values,
     minutes: Values,
     seconds: Values,
+    is_utc: bool,
 }
 
 /// Years that are looked at: a date such as February 29 comes within.
@@ -112,7 +113,12 @@ impl FromStr for CalendarEvent {
 }
 
 fn parse(given: &str) -> Result<CalendarEvent, &'static str> {
-    let text = match given.trim() {
+    let given = given.trim();
+    let (given, is_utc) = match given.strip_suffix(" UTC") {
+        Some(event) => (event.trim_end(), true),
+        None => (given, false),
+    };
+    let text = match given {
         "minutely" => "*:*",
         "hourly" => "*:00",
         "daily" => "0:00",
@@ -131,6 +137,7 @@ fn parse(given: &str) -> Result<CalendarEvent, &'static str> {
         hours: Values::one(0),
         minutes: Values::one(0),
         seconds: Values::one(0),
+        is_utc,
     };
     let mut words = text.split_ascii_whitespace().peekable();
     if words.peek().is_none() {
@@ -173,7 +180,10 @@ fn parse(given: &str) -> Result<CalendarEvent, &'static str> {
 impl CalendarEvent {
     /// The first time after this one, in Unix seconds; none where there is none in sight.
     pub fn next_after(&self, time: i64) -> Option<i64> {
-        self.next_in(&Local, time)
+        match self.is_utc {
+            true => self.next_in(&Utc, time),
+            false => self.next_in(&Local, time),
+        }
     }
 
     fn next_in<Z: TimeZone>(&self, zone: &Z, time: i64) -> Option<i64> {
@@ -223,7 +233,7 @@ impl CalendarEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::{DateTime, Timelike, Utc};
+    use chrono::{DateTime, FixedOffset, Timelike};
     use proptest::prelude::*;
 
     fn next(event: &str, after: &str) -> String {
@@ -257,9 +267,22 @@ mod tests {
             ("2025-3-1 0:00", "2025-03-01T00:00:00Z"),
             ("tuesday 1:00", "2024-01-16T01:00:00Z"),
             ("sat", "2024-01-13T00:00:00Z"),
+            ("mon..fri 2:00 UTC", "2024-01-15T02:00:00Z"),
+            ("daily  UTC", "2024-01-13T00:00:00Z"),
         ] {
             assert_eq!(next(event, now), expected, "{event}");
         }
+    }
+
+    #[test]
+    fn a_suffix_says_that_it_is_utc() {
+        let after = DateTime::parse_from_rfc3339("2024-01-12T19:30:00Z").unwrap().timestamp();
+        let event: CalendarEvent = "21:00 UTC".parse().unwrap();
+        assert_eq!(event.next_after(after), Some(after + 5400), "wherever this runs");
+        let local: CalendarEvent = "21:00".parse().unwrap();
+        assert_ne!(local, event);
+        let east = FixedOffset::east_opt(3600).unwrap();
+        assert_eq!(local.next_in(&east, after), Some(after + 1800));
     }
 
     #[test]
@@ -276,6 +299,10 @@ mod tests {
             "1/0",
             "*-*-* 1:00 x",
             "5..2:00",
+            "UTC",
+            " UTC",
+            "2:00 utc",
+            "2:00 UTC UTC",
         ] {
             assert!(bad.parse::<CalendarEvent>().is_err(), "{bad}");
         }

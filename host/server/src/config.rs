@@ -76,6 +76,9 @@ fn default_tasks() -> usize {
     1000
 }
 
+/// As long as a host's name may be. It is part of file names.
+const NODE_BYTES_MAX: usize = 64;
+
 impl Config {
     /// Reads the file; paths become absolute as far as its own path is.
     pub fn load(path: &Path) -> Result<Self> {
@@ -100,6 +103,9 @@ impl Config {
                 "node '{node}' may hold letters, digits, '_', '.' and '-', and may not begin with \
                  '.' or '-'"
             )));
+        }
+        if config.node.as_deref().is_some_and(|node| node.len() > NODE_BYTES_MAX) {
+            return Err(problem(format!("'node' has more than {NODE_BYTES_MAX} characters")));
         }
         if config.listen.is_empty() {
             return Err(problem("'listen' names no address".into()));

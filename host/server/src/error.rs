@@ -89,7 +89,30 @@ impl From<EngineError> for ApiError {
 }
 
 impl From<ServerError> for ApiError {
+    /// Where the server keeps its files is nobody's business.
     fn from(error: ServerError) -> Self {
-        Self::bad(chain(&error))
+        match error {
+            ServerError::Io { action, ref source, .. } => {
+                let text = format!("could not {action} a file of the server: {source}");
+                tracing::error!("{}", chain(&error));
+                Self::bad(text)
+            }
+            other => Self::bad(chain(&other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_do_not_see_paths_of_the_server() {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let error = super::io("open", Path::new("/secret/place"))(missing);
+        assert_eq!(
+            ApiError::from(error).message,
+            "could not open a file of the server: entity not found"
+        );
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{ApiError, ApiResult, Result, ServerError};
 use crate::jobs::{self, Scheduler};
 use crate::params::{Given, Params};
 use crate::server::Server;
-use crate::session::{self, Body, Reply};
+use crate::session::{self, Body, Reply, Rooms};
 use crate::{backup, reader};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -146,14 +146,26 @@ async fn accept(server: Arc<Server>, listener: TcpListener, room: Room) {
             tracing::info!("connection from {peer}: refused, there are {limit} from this address");
             continue;
         };
+        let place = Arc::new(Place { _permit: place, _counted: counted });
         tokio::spawn(async move {
-            let _counted = counted;
-            if let Err(problem) = connection(server, stream, peer).await {
+            if let Err(problem) = connection(server, stream, Peer { address: peer, place }).await {
                 tracing::info!("connection from {peer}: {problem}");
             }
-            drop(place);
         });
     }
+}
+
+/// The place of a connection among those that there may be. A session that it has become keeps it.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// The other side of a connection.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
+    place: Arc<Place>,
 }
 
 /// Connections by the address that they come from.
@@ -195,11 +207,7 @@ impl Drop for Counted {
     }
 }
 
-async fn connection(
-    server: Arc<Server>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) -> Result<(), String> {
+async fn connection(server: Arc<Server>, stream: TcpStream, peer: Peer) -> Result<(), String> {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let _ = stream.set_nodelay(true);
@@ -214,7 +222,7 @@ async fn connection(
     let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = stream.map_err(|_| "the TLS handshake took too long")?;
     let stream = stream.map_err(|error: io::Error| format!("TLS handshake: {error}"))?;
-    serve_http(stream, move |request| answer(server.clone(), peer, request)).await
+    serve_http(stream, move |request| answer(server.clone(), peer.clone(), request)).await
 }
 
 /// The first byte of a TLS connection.
@@ -255,9 +263,10 @@ async fn redirect(request: Request<Incoming>) -> Result<Response<Body>, Infallib
 
 async fn answer(
     server: Arc<Server>,
-    peer: SocketAddr,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let address = peer.address;
     let began = Instant::now();
     tracing::debug!("request: {} {}", request.method(), session::target(request.uri()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -273,7 +282,7 @@ async fn answer(
         _ => {}
     }
     let user = user.unwrap_or_else(|| "-".into());
-    tracing::info!("{peer} {user} \"{method} {path}\" {}", status.as_u16());
+    tracing::info!("{address} {user} \"{method} {path}\" {}", status.as_u16());
     let response =
         outcome.unwrap_or_else(|error| match extjs && error.status != StatusCode::UNAUTHORIZED {
             false => error.into_response(),
@@ -327,7 +336,7 @@ async fn deflated(response: Response<Body>) -> Response<Body> {
 /// Answers a request; tells who sent it.
 async fn route(
     server: Arc<Server>,
-    peer: SocketAddr,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> (Option<String>, ApiResult<Response<Body>>) {
     let (mut head, body) = request.into_parts();
@@ -363,12 +372,12 @@ async fn route(
     // Endpoints that need nobody to be known do not look at it.
     let id = id.or_else(|| "nobody@pbs".parse().ok());
     let Some(id) = id else { return (None, Err(ApiError::internal())) };
-    let caller = Caller { id, address: peer.ip() };
+    let caller = Caller { id, address: peer.address.ip() };
     let query = head.uri.query().unwrap_or_default().to_owned();
     let outcome = match path.as_str() {
         "backup" | "reader" if head.method == Method::GET => {
             let kind = if path == "backup" { Kind::Backup } else { Kind::Reader };
-            upgrade(server, caller, kind, &query, &mut head).await
+            upgrade(server, caller, kind, &query, &mut head, peer.place).await
         }
         _ => match api::find(&head.method, &path) {
             Some((endpoint, names)) => {
@@ -421,14 +430,30 @@ async fn call(
     input: Input,
 ) -> ApiResult<Reply> {
     let Input { content_type, query, body } = input;
-    let limit = if endpoint.takes_bytes { LOG_BYTES_MAX } else { BODY_BYTES_MAX };
-    let body = timeout(BODY_TIMEOUT, read_body(body, limit)).await;
-    let body = body.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out"))??;
+    if let Some(admit) = endpoint.takes_bytes {
+        let admitted = async {
+            let params = Params::check(endpoint.params, vec![Given::query(&query)?])?;
+            let context = Context { server, caller, names, params, body: Vec::new() };
+            let looked = tokio::task::spawn_blocking(move || admit(&context).map(|()| context));
+            looked.await.unwrap_or_else(|_| Err(ApiError::internal()))
+        };
+        let mut context: Context = match admitted.await {
+            Ok(context) => context,
+            Err(error) => {
+                // A client may want to be rid of the body before it hears the answer.
+                let _ = timeout(BODY_TIMEOUT, session::discard(body, LOG_BYTES_MAX)).await;
+                return Err(error);
+            }
+        };
+        let held = session::take(&context.server.memory.uploads(), LOG_BYTES_MAX).await?;
+        context.body = body_in_time(body, LOG_BYTES_MAX).await?;
+        let reply = run(endpoint, context).await;
+        drop(held);
+        return reply;
+    }
+    let body = body_in_time(body, BODY_BYTES_MAX).await?;
     let mut given = vec![Given::query(&query)?];
-    let mut bytes = Vec::new();
-    if endpoint.takes_bytes {
-        bytes = body;
-    } else if !body.is_empty() {
+    if !body.is_empty() {
         given.push(match content_type.as_str() {
             "application/json" => session::parse_json(&body)?,
             "application/x-www-form-urlencoded" | "" => {
@@ -440,10 +465,18 @@ async fn call(
         });
     }
     let params = Params::check(endpoint.params, given)?;
-    let context = Context { server, caller, names, params, body: bytes };
-    let run = endpoint.run;
-    let done = tokio::task::spawn_blocking(move || run(&context)).await;
+    run(endpoint, Context { server, caller, names, params, body: Vec::new() }).await
+}
+
+/// Lets an endpoint answer on a thread that may block.
+async fn run(endpoint: &'static api::Endpoint, context: Context) -> ApiResult<Reply> {
+    let done = tokio::task::spawn_blocking(move || (endpoint.run)(&context)).await;
     done.unwrap_or_else(|_| Err(ApiError::internal()))
+}
+
+async fn body_in_time(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+    let read = timeout(BODY_TIMEOUT, read_body(body, limit)).await;
+    read.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out"))?
 }
 
 async fn read_body(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
@@ -465,6 +498,7 @@ async fn upgrade(
     kind: Kind,
     query: &str,
     head: &mut hyper::http::request::Parts,
+    place: Arc<Place>,
 ) -> ApiResult<Response<Body>> {
     let (schema, protocol) = match kind {
         Kind::Backup => (api::BACKUP_PARAMS, BACKUP_PROTOCOL),
@@ -473,6 +507,39 @@ async fn upgrade(
     let params = Params::check(schema, vec![Given::query(query)?])?;
     let path = SnapshotPath::of(&params)?;
     let benchmark = params.flag("benchmark") == Some(true);
+    let rooms = Rooms::of(&server.memory);
+    // Rights come first.
+    let (upgradable, on_upgrade) = match on_upgrade(head, protocol) {
+        Ok(on_upgrade) => (Ok(()), Some(on_upgrade)),
+        Err(error) => (Err(error), None),
+    };
+    let prepared = tokio::task::spawn_blocking(move || match kind {
+        Kind::Backup => backup::prepare(&server, &caller, &path, benchmark, upgradable)
+            .map(|prepared| Prepared::Backup(Box::new(prepared))),
+        Kind::Reader => reader::prepare(&server, &caller, &path, upgradable).map(Prepared::Reader),
+    });
+    let prepared = prepared.await.map_err(|_| ApiError::internal())??;
+    let on_upgrade = on_upgrade.ok_or_else(ApiError::internal)?;
+    match prepared {
+        Prepared::Backup(prepared) => {
+            tokio::spawn(backup::run(*prepared, on_upgrade, rooms, place))
+        }
+        Prepared::Reader(prepared) => tokio::spawn(reader::run(prepared, on_upgrade, rooms, place)),
+    };
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    headers.remove(CONTENT_LENGTH);
+    Ok(response)
+}
+
+/// The connection as it will be, if the head of a request asks for this protocol.
+fn on_upgrade(
+    head: &mut hyper::http::request::Parts,
+    protocol: &str,
+) -> ApiResult<hyper::upgrade::OnUpgrade> {
     let wanted = head.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
     let wanted = wanted.ok_or_else(|| ApiError::bad("missing Upgrade header"))?;
     if wanted != protocol {
@@ -484,23 +551,7 @@ async fn upgrade(
         return Err(ApiError::bad(text));
     }
     let on_upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let on_upgrade = on_upgrade.ok_or_else(|| ApiError::bad("the connection can't be upgraded"))?;
-    let prepared = tokio::task::spawn_blocking(move || match kind {
-        Kind::Backup => backup::prepare(&server, &caller, &path, benchmark)
-            .map(|prepared| Prepared::Backup(Box::new(prepared))),
-        Kind::Reader => reader::prepare(&server, &caller, &path).map(Prepared::Reader),
-    });
-    match prepared.await.map_err(|_| ApiError::internal())?? {
-        Prepared::Backup(prepared) => tokio::spawn(backup::run(*prepared, on_upgrade)),
-        Prepared::Reader(prepared) => tokio::spawn(reader::run(prepared, on_upgrade)),
-    };
-    let mut response = Response::new(Body::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
-    headers.remove(CONTENT_LENGTH);
-    Ok(response)
+    on_upgrade.ok_or_else(|| ApiError::bad("the connection can't be upgraded"))
 }
 
 enum Prepared {

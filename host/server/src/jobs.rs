@@ -112,7 +112,6 @@ fn start_verify_job(server: &Arc<Server>, store: &Datastore, user: &AuthId) -> A
         depth: Namespace::DEPTH_MAX,
         group: None,
         snapshot: None,
-        owner: None,
         ignore_verified: true,
         outdated_after: store.jobs.verify_outdated_after,
     };

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use keepwell_transport::Fingerprint;
 use keepwell_transport::ticket::{CLOCK_SKEW, LIFETIME, Ticket, TicketError};
+use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use rustls::ServerConfig;
@@ -89,13 +90,25 @@ impl AuthKeys {
     }
 
     pub(crate) fn verifies_csrf(&self, token: &str, user: &str, now: i64) -> bool {
-        let Some((time, digest)) = token.split_once(':') else { return false };
+        let Some((time, given)) = token.split_once(':') else { return false };
         let Ok(issued) = i64::from_str_radix(time, 16) else { return false };
-        let Ok(digest) = STANDARD_NO_PAD.decode(digest) else { return false };
+        let Ok(given) = STANDARD_NO_PAD.decode(given) else { return false };
         let age = now.saturating_sub(issued);
-        (-CLOCK_SKEW..=LIFETIME).contains(&age)
-            && self.mac(time, user).verify_slice(&digest).is_ok()
+        let is_right = self.mac(time, user).verify_slice(&given).is_ok()
+            || is_equal(&self.old_csrf_digest(time, user), &given);
+        (-CLOCK_SKEW..=LIFETIME).contains(&age) && is_right
     }
+
+    /// What older servers of the reference made of the same key.
+    fn old_csrf_digest(&self, time: &str, user: &str) -> Vec<u8> {
+        let text = Zeroizing::new([format!("{time}:{user}:").as_bytes(), &self.csrf[..]].concat());
+        digest(&SHA256, &text).as_ref().to_vec()
+    }
+}
+
+/// Takes as long wherever the difference is.
+fn is_equal(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0u8, |all, (a, b)| all | (a ^ b)) == 0
 }
 
 fn to_pem(label: &str, der: &[u8]) -> Zeroizing<String> {
@@ -190,6 +203,12 @@ mod tests {
         assert!(keys.verifies_csrf(&token, "root@pam", 0x65A1_B2C3 + 7200));
         assert!(!keys.verifies_csrf(&token, "root@pam", 0x65A1_B2C3 + 7201));
         assert!(!keys.verifies_csrf(&token, "other@pam", 0x65A1_B2C3));
+        // The old form: of the text and the key.
+        let text = [&b"65A1B2C3:root@pam:"[..], &[1; 64]].concat();
+        let old = format!("65A1B2C3:{}", STANDARD_NO_PAD.encode(digest(&SHA256, &text)));
+        assert!(keys.verifies_csrf(&old, "root@pam", 0x65A1_B2C3));
+        assert!(!keys.verifies_csrf(&old, "root@pam", 0x65A1_B2C3 + 7201));
+        assert!(!keys.verifies_csrf(&old, "other@pam", 0x65A1_B2C3));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod fuzz;
 mod http;
 mod jobs;
 mod keys;
+mod memory;
 mod pam;
 mod params;
 mod reader;

@@ -3,13 +3,15 @@
 use crate::access::Privileges;
 use crate::api::{Caller, SnapshotPath};
 use crate::error::{ApiError, ApiResult};
+use crate::http::Place;
 use crate::params::{Kind, Params, is, required};
 use crate::server::{Server, TaskGuard, acl_path};
-use crate::session::{self, Endpoint, Input, Reply};
+use crate::session::{self, Endpoint, Input, Reply, Rooms};
 use crate::stores::{self, Purpose};
 use crate::tasks::Task;
 use hyper::Method;
 use hyper::upgrade::OnUpgrade;
+use keepwell_model::blob::CHUNK_BYTES_MAX;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ChunkDigest, is_safe_name};
 use keepwell_store::{SessionStore, SnapshotReader};
@@ -18,6 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a speed test sends.
 const SPEEDTEST_BYTES: usize = 1 << 20;
+/// With the longest header.
+const CHUNK_BYTES: usize = CHUNK_BYTES_MAX + 44;
+/// An index is larger only for archives of more than 3 TiB.
+const FILE_BYTES: usize = 32 << 20;
 
 pub(crate) struct Reading {
     reader: Arc<dyn SnapshotReader>,
@@ -32,6 +38,7 @@ pub(crate) const ENDPOINTS: &[Endpoint<Reading>] = &[
         name: "chunk",
         params: &[required("digest", Kind::Form(is::<ChunkDigest>))],
         input: Input::None,
+        answer_bytes: CHUNK_BYTES,
         run: Reading::chunk,
     },
     Endpoint {
@@ -39,6 +46,7 @@ pub(crate) const ENDPOINTS: &[Endpoint<Reading>] = &[
         name: "download",
         params: &[required("file-name", Kind::Form(is_safe_name))],
         input: Input::None,
+        answer_bytes: FILE_BYTES,
         run: Reading::download,
     },
     Endpoint {
@@ -46,15 +54,18 @@ pub(crate) const ENDPOINTS: &[Endpoint<Reading>] = &[
         name: "speedtest",
         params: &[],
         input: Input::None,
+        answer_bytes: SPEEDTEST_BYTES,
         run: Reading::speedtest,
     },
 ];
 
-/// Checks that the caller may read the snapshot, and opens it.
+/// Checks that the caller may read the snapshot, and opens it. `upgradable` is what the head of
+/// the request says.
 pub(crate) fn prepare(
     server: &Arc<Server>,
     caller: &Caller,
     path: &SnapshotPath,
+    upgradable: ApiResult<()>,
 ) -> ApiResult<Prepared> {
     let SnapshotPath { store: name, namespace, snapshot } = path;
     let privileges = server.privileges(&caller.id, name, namespace);
@@ -63,11 +74,12 @@ pub(crate) fn prepare(
         return Err(ApiError::bad(text));
     }
     let store = server.store(name, Purpose::Read)?;
-    if !privileges.has_any(Privileges::READ) {
-        let owner = store.owner_of(namespace, &snapshot.group)?;
-        if !owner.is_some_and(|owner| crate::access::owns(&caller.id, &owner)) {
-            return Err(ApiError::bad("backup owner check failed!"));
-        }
+    upgradable?;
+    let owner = store.owner_of(namespace, &snapshot.group).map_err(stores::not_found)?;
+    if !privileges.has_any(Privileges::READ)
+        && !owner.is_some_and(|owner| crate::access::owns(&caller.id, &owner))
+    {
+        return Err(ApiError::bad("backup owner check failed!"));
     }
     let reader = store.open(namespace, snapshot)?;
     let id = format!("{name}:{}/{:08X}", snapshot.group, snapshot.time.unix());
@@ -82,14 +94,14 @@ pub(crate) struct Prepared {
 }
 
 /// Serves the session once the connection has been upgraded.
-pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
+pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade, rooms: Rooms, place: Arc<Place>) {
     let Prepared { reader, guard } = prepared;
     let task = guard.task.clone();
     let outcome = match upgrade.await {
         Ok(upgraded) => {
             let session =
                 Arc::new(Reading { reader, allowed: Mutex::default(), task: task.clone() });
-            session::serve(upgraded, session, ENDPOINTS, &task).await
+            session::serve(upgraded, session, ENDPOINTS, rooms, &task).await
         }
         Err(error) => Err(format!("connection error: {error}")),
     };
@@ -104,6 +116,7 @@ pub(crate) async fn run(prepared: Prepared, upgrade: OnUpgrade) {
     });
     task.log("reader finished successfully");
     guard.end(&outcome);
+    drop(place);
 }
 
 impl Reading {

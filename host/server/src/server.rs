@@ -3,15 +3,17 @@
 use crate::access::{Access, Privileges, Verifier};
 use crate::auth::Failures;
 use crate::config::{Config, Datastores};
-use crate::error::{ApiError, ApiResult, Result, refused};
+use crate::error::{ApiError, ApiResult, Result, io, refused};
 use crate::http;
 use crate::keys::{self, AuthKeys};
+use crate::memory::Memory;
 use crate::stores::{self, Purpose};
 use crate::tasks::{Identity, Task, Tasks};
 use keepwell_engine::Cancel;
 use keepwell_engine::plugin::{Reader, RetentionPolicy};
 use keepwell_model::{AuthId, Namespace};
 use keepwell_store::DirStore;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -78,19 +80,38 @@ pub struct Server {
     pub(crate) tasks: Tasks,
     pub(crate) failures: Failures,
     pub(crate) passwords: Verifier,
+    pub(crate) memory: Memory,
     tls: RwLock<Arc<rustls::ServerConfig>>,
     access: Reloaded<Access>,
     datastores: Reloaded<Datastores>,
+    _only: File,
+}
+
+/// Makes this the only server of a state. `keepwell admin` locks the directory itself.
+fn be_the_only_one(state: &Path) -> Result<File> {
+    let path = state.join("server.lock");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let state = state.display();
+            Err(refused(format!("another server is running with the state in '{state}'")))
+        }
+        Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
+    }
 }
 
 impl Server {
     /// Reads what is there and makes what is missing.
     pub fn open(config: Config, environment: Environment) -> Result<Arc<Self>> {
         let state = &config.state;
+        let only = be_the_only_one(state)?;
         keys::ensure_certificate(&config, &environment.identity.node)?;
         let keys = AuthKeys::load_or_make(state)?;
         let identity = environment.identity.clone();
-        let tasks = Tasks::open(state, identity, config.tasks_kept, (environment.now)())?;
+        let tasks = Tasks::open(state, identity, config.tasks_kept)?;
         let access = Reloaded::new(Access::path(state), Access::load(state)?);
         let datastores = Reloaded::new(Datastores::path(state), Datastores::load(state)?);
         let failures = Failures::new(config.login_failures_max);
@@ -103,9 +124,11 @@ impl Server {
             tasks,
             failures,
             passwords,
+            memory: Memory::default(),
             tls,
             access,
             datastores,
+            _only: only,
         }))
     }
 
@@ -136,6 +159,7 @@ impl Server {
             .map_err(|error| refused(format!("unable to start threads: {error}")))?;
         runtime.block_on(async {
             let listeners = http::listen(self, sockets).await?;
+            self.tasks.recover(self.now())?;
             ready();
             http::serve(self.clone(), listeners, stop).await
         })
@@ -235,5 +259,22 @@ pub(crate) fn acl_path(store: &str, namespace: &Namespace) -> String {
     match namespace.is_root() {
         true => format!("/datastore/{store}"),
         false => format!("/datastore/{store}/{namespace}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_has_one_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let only = be_the_only_one(dir.path()).unwrap();
+        let error = be_the_only_one(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with("another server is running with the state in '"), "{error}");
+        // An administrator may change things meanwhile.
+        File::open(dir.path()).unwrap().try_lock().unwrap();
+        drop(only);
+        be_the_only_one(dir.path()).unwrap();
     }
 }

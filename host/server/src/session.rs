@@ -2,6 +2,7 @@
 //! Spec: protocol.md §4, §5.
 
 use crate::error::{ApiError, ApiResult};
+use crate::memory::{Held, Memory, Room};
 use crate::params::{Given, Param, Params};
 use crate::tasks::Task;
 use bytes::Bytes;
@@ -25,13 +26,18 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// How much a client may send before it is taken: of one request, and of all.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const WINDOW_BYTES: u32 = 16 << 20;
-const STREAMS_MAX: u32 = 256;
+const STREAMS_MAX: u32 = 16;
+// Bodies that wait for room leave the window open for those that have it.
+const _: () = assert!(STREAM_WINDOW_BYTES * STREAMS_MAX <= WINDOW_BYTES);
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// A client that does not answer for so long is gone.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long a client may wait with its first request, and within a body.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long a body may wait for room. Clients give up later.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(540);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) const JSON: &str = "application/json;charset=UTF-8";
@@ -201,8 +207,12 @@ pub(crate) enum Input {
     None,
     /// parameters
     Json,
-    /// bytes, at most so many
-    Bytes(usize),
+    /// bytes, at most so many; the parameters announce how many (`encoded-size`)
+    Bytes {
+        limit: usize,
+        /// what is said of more than the announced ones
+        longer: fn(announced: usize, found: usize) -> String,
+    },
     /// any number of bytes, not kept
     Discarded,
 }
@@ -216,6 +226,8 @@ pub(crate) struct Endpoint<S: 'static> {
     pub(crate) name: &'static str,
     pub(crate) params: &'static [Param],
     pub(crate) input: Input,
+    /// bytes that an answer may have which is not short; 0 where all are
+    pub(crate) answer_bytes: usize,
     pub(crate) run: Run<S>,
 }
 
@@ -228,18 +240,40 @@ pub(crate) fn params_of<S>(
 }
 
 const JSON_BYTES_MAX: usize = 512 << 10;
+/// What the longest JSON takes when it is read: a number of one digit becomes 32 bytes.
+const JSON_ROOM_BYTES: usize = 16 * JSON_BYTES_MAX;
+
+/// Room for what a session has in memory.
+pub(crate) struct Rooms {
+    uploads: Room,
+    answers: Room,
+}
+
+impl Rooms {
+    pub(crate) fn of(memory: &Memory) -> Self {
+        Self { uploads: memory.uploads(), answers: memory.answers() }
+    }
+}
+
+/// Waits for room, but not for ever.
+pub(crate) async fn take(room: &Room, bytes: usize) -> ApiResult<Held> {
+    let late = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is too busy");
+    timeout(ROOM_TIMEOUT, room.take(bytes)).await.map_err(late)
+}
 
 /// Serves a session until the client goes, or the task is asked to stop.
 pub(crate) async fn serve<S: Send + Sync + 'static>(
     upgraded: Upgraded,
     session: Arc<S>,
     endpoints: &'static [Endpoint<S>],
+    rooms: Rooms,
     task: &Task,
 ) -> Result<(), String> {
+    let rooms = Arc::new(rooms);
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
-        answer(session.clone(), endpoints, request)
+        answer(session.clone(), endpoints, rooms.clone(), request)
     });
     let silence = async {
         tokio::time::sleep(SILENCE).await;
@@ -250,7 +284,7 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_frame_size(keepwell_transport::FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
@@ -269,17 +303,19 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
 async fn answer<S: Send + Sync + 'static>(
     session: Arc<S>,
     endpoints: &'static [Endpoint<S>],
+    rooms: Arc<Rooms>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let reply = try_answer(session, endpoints, request).await;
-    Ok(reply.map_or_else(ApiError::into_response, Reply::into_response))
+    let answered = try_answer(session, endpoints, &rooms, request).await;
+    Ok(answered.unwrap_or_else(ApiError::into_response))
 }
 
 async fn try_answer<S: Send + Sync + 'static>(
     session: Arc<S>,
     endpoints: &'static [Endpoint<S>],
+    rooms: &Rooms,
     request: Request<Incoming>,
-) -> ApiResult<Reply> {
+) -> ApiResult<Response<Body>> {
     let (head, body) = request.into_parts();
     tracing::debug!("session: {} {}", head.method, target(&head.uri));
     let path = head.uri.path();
@@ -289,29 +325,72 @@ async fn try_answer<S: Send + Sync + 'static>(
         names.sort_unstable();
         names.dedup();
         let list: Vec<Value> = names.iter().map(|name| json!({ "subdir": name })).collect();
-        return Ok(Reply::Data(list.into()));
+        return Ok(Reply::Data(list.into()).into_response());
     }
     let found = endpoints.iter().find(|end| end.name == name && end.method == head.method);
     let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("Path '{path}' not found."));
     let endpoint = found.ok_or_else(missing)?;
-    let mut given = vec![Given::query(head.uri.query().unwrap_or_default())?];
-    let mut bytes = Vec::new();
-    match endpoint.input {
-        Input::None => {}
-        Input::Json => {
-            let text = collect(body, JSON_BYTES_MAX, "request body is too large").await?;
-            given.push(parse_json(&text)?);
-        }
-        Input::Bytes(limit) => {
-            let too_large = "uploaded chunk is larger than announced.";
-            bytes = collect(body, limit, too_large).await?;
-        }
-        Input::Discarded => discard(body).await?,
+    let query = Given::query(head.uri.query().unwrap_or_default())?;
+    let (params, bytes, uploaded) = read_input(endpoint, query, body, &rooms.uploads).await?;
+    let mut answered = None;
+    if endpoint.answer_bytes > 0 {
+        answered = Some(take(&rooms.answers, endpoint.answer_bytes).await?);
     }
-    let params = Params::check(endpoint.params, given)?;
     let run = endpoint.run;
-    let done = tokio::task::spawn_blocking(move || run(&session, &params, bytes)).await;
-    done.unwrap_or_else(|_| Err(ApiError::internal()))
+    // The work goes on when its client has gone: it keeps its room until then.
+    let done = tokio::task::spawn_blocking(move || {
+        let reply = run(&session, &params, bytes);
+        drop(uploaded);
+        (reply, answered)
+    });
+    let (reply, answered) = done.await.map_err(|_| ApiError::internal())?;
+    Ok(match (reply?, answered) {
+        (Reply::Bytes(bytes), Some(held)) => response(StatusCode::OK, BYTES, held.bytes(bytes)),
+        (other, _) => other.into_response(),
+    })
+}
+
+/// Parameters, bytes, and the room that they take.
+async fn read_input<S: 'static>(
+    endpoint: &Endpoint<S>,
+    query: Given,
+    body: Incoming,
+    room: &Room,
+) -> ApiResult<(Params, Vec<u8>, Option<Held>)> {
+    match endpoint.input {
+        Input::None => Ok((Params::check(endpoint.params, vec![query])?, Vec::new(), None)),
+        Input::Json => {
+            let held = take(room, JSON_ROOM_BYTES).await?;
+            let (text, length) = collect(body, JSON_BYTES_MAX, JSON_BYTES_MAX).await?;
+            if length > text.len() {
+                return Err(ApiError::bad("request body is too large"));
+            }
+            let params = Params::check(endpoint.params, vec![query, parse_json(&text)?])?;
+            Ok((params, Vec::new(), Some(held)))
+        }
+        Input::Bytes { limit, longer } => {
+            let params = match Params::check(endpoint.params, vec![query]) {
+                Ok(params) => params,
+                Err(error) => {
+                    // A client may want to be rid of the body before it hears the answer.
+                    discard(body, limit).await?;
+                    return Err(error);
+                }
+            };
+            let announced = params.integer("encoded-size").unwrap_or_default();
+            let announced = usize::try_from(announced).unwrap_or(0).min(limit);
+            let held = take(room, announced).await?;
+            let (bytes, length) = collect(body, announced, limit).await?;
+            match length > announced {
+                true => Err(ApiError::bad(longer(announced, length))),
+                false => Ok((params, bytes, Some(held))),
+            }
+        }
+        Input::Discarded => {
+            discard(body, usize::MAX).await?;
+            Ok((Params::check(endpoint.params, vec![query])?, Vec::new(), None))
+        }
+    }
 }
 
 /// What a request asks for, without the host.
@@ -327,25 +406,43 @@ pub(crate) fn parse_json(text: &[u8]) -> ApiResult<Given> {
     }
 }
 
-/// A body, into one piece of memory: copied once.
-async fn collect(mut body: Incoming, limit: usize, too_large: &str) -> ApiResult<Vec<u8>> {
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(announced.min(limit));
+/// The next part of a body; none where it ends.
+async fn next_part(body: &mut Incoming) -> ApiResult<Option<Bytes>> {
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out");
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(late)? {
         let frame = frame.map_err(|error| ApiError::bad(format!("connection error: {error}")))?;
-        let Ok(part) = frame.into_data() else { continue };
-        if bytes.len() + part.len() > limit {
-            return Err(ApiError::bad(too_large));
+        if let Ok(part) = frame.into_data() {
+            return Ok(Some(part));
         }
-        bytes.extend_from_slice(&part);
     }
-    Ok(bytes)
+    Ok(None)
 }
 
-async fn discard(mut body: Incoming) -> ApiResult<()> {
-    while let Some(frame) = body.frame().await {
-        frame.map_err(|error| ApiError::bad(format!("connection error: {error}")))?;
+/// The beginning of a body, at most `kept` bytes, in one piece of memory: copied once. And its
+/// length, which is looked for up to `limit` only.
+async fn collect(mut body: Incoming, kept: usize, limit: usize) -> ApiResult<(Vec<u8>, usize)> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(announced.min(kept));
+    let mut length = 0;
+    while let Some(part) = next_part(&mut body).await? {
+        let room = kept - bytes.len();
+        bytes.extend_from_slice(part.get(..room).unwrap_or(&part));
+        length += part.len();
+        if length > limit {
+            break;
+        }
+    }
+    Ok((bytes, length))
+}
+
+/// Reads a body, as far as it has not more bytes than these.
+pub(crate) async fn discard(mut body: Incoming, limit: usize) -> ApiResult<()> {
+    let mut length: usize = 0;
+    while let Some(part) = next_part(&mut body).await? {
+        length = length.saturating_add(part.len());
+        if length > limit {
+            break;
+        }
     }
     Ok(())
 }

@@ -21,6 +21,16 @@ pub(crate) fn open(all: &Datastores, name: &str, purpose: Purpose) -> ApiResult<
     Ok(DirStore::open(&store.path)?)
 }
 
+/// Where a session's namespace is missing, that is 404.
+pub(crate) fn not_found(error: StoreError) -> ApiError {
+    match error {
+        StoreError::NamespaceMissing { .. } => {
+            ApiError::new(StatusCode::NOT_FOUND, error.to_string())
+        }
+        other => other.into(),
+    }
+}
+
 fn no_such_file(name: &str) -> ApiError {
     let text = format!("open file \"{name}\" failed - not found");
     ApiError::new(StatusCode::NOT_FOUND, text)

@@ -122,17 +122,16 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    pub(crate) fn open(state: &Path, identity: Identity, kept: usize, now: i64) -> Result<Self> {
+    pub(crate) fn open(state: &Path, identity: Identity, kept: usize) -> Result<Self> {
         let dir = state.join("tasks");
         fs::create_dir_all(&dir).map_err(io("create", &dir))?;
         let (count, running, archive) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
-        let tasks = Self { dir, identity, kept, count, running, archive };
-        tasks.recover(now)?;
-        Ok(tasks)
+        Ok(Self { dir, identity, kept, count, running, archive })
     }
 
-    /// Tasks that ran when the server crashed have ended, nobody knows how.
-    fn recover(&self, now: i64) -> Result<()> {
+    /// Tasks that ran when the server crashed have ended, nobody knows how. For the only server of
+    /// this state, before it starts any.
+    pub(crate) fn recover(&self, now: i64) -> Result<()> {
         let active = self.dir.join("active");
         let text = files::read(&active)?.unwrap_or_default();
         for line in String::from_utf8_lossy(&text).lines() {
@@ -152,7 +151,7 @@ impl Tasks {
     }
 
     fn log_path(&self, upid: &str) -> PathBuf {
-        self.dir.join(format!("{upid}.log"))
+        self.dir.join(format!("{upid}{LOG_EXTENSION}"))
     }
 
     fn write_active(&self, running: &BTreeMap<String, Arc<Task>>) -> Result<()> {
@@ -167,7 +166,7 @@ impl Tasks {
         user: &AuthId,
         now: i64,
     ) -> Result<Arc<Task>> {
-        let upid = Upid {
+        let mut upid = Upid {
             node: self.identity.node.clone(),
             pid: self.identity.pid,
             process_start: self.identity.process_start,
@@ -177,6 +176,7 @@ impl Tasks {
             id,
             user: user.to_string(),
         };
+        fit(&mut upid);
         let name = upid.to_string();
         let path = self.log_path(&name);
         let mut options = OpenOptions::new();
@@ -264,13 +264,17 @@ impl Tasks {
         if self.running().contains_key(&name) {
             return Ok(None);
         }
-        let text = files::read(&self.dir.join("archive"))?.unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let found = text.lines().rev().filter_map(archived).find(|item| item.upid == name);
-        match found {
+        match self.ended_item(&name)? {
             Some(item) => Ok(Some(item.status.unwrap_or_default())),
             None => Err(ApiError::bad(format!("no such task '{name}'"))),
         }
+    }
+
+    /// What the list says of a task that has ended; none while it runs or where it is forgotten.
+    pub(crate) fn ended_item(&self, upid: &str) -> Result<Option<TaskItem>> {
+        let text = files::read(&self.dir.join("archive"))?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        Ok(text.lines().rev().filter_map(archived).find(|item| item.upid == upid))
     }
 
     /// Lines from number `first`, counted from 1, at most `limit`, and how many there are.
@@ -303,6 +307,16 @@ impl Tasks {
     }
 }
 
+const FILE_NAME_BYTES_MAX: usize = 255;
+const LOG_EXTENSION: &str = ".log";
+
+/// Cuts what the task works on, where its name would be too long for that of a file.
+fn fit(upid: &mut Upid) {
+    while upid.to_string().len() + LOG_EXTENSION.len() > FILE_NAME_BYTES_MAX
+        && upid.id.as_mut().is_some_and(|id| id.pop().is_some())
+    {}
+}
+
 /// A line of the archive.
 fn archived(line: &str) -> Option<TaskItem> {
     let (upid, rest) = line.split_once(' ')?;
@@ -317,7 +331,9 @@ mod tests {
 
     fn tasks(dir: &Path) -> Tasks {
         let identity = Identity { node: "pbs".into(), pid: 1000, process_start: 6699 };
-        Tasks::open(dir, identity, 20, 0x65A1_B2C3).unwrap()
+        let tasks = Tasks::open(dir, identity, 20).unwrap();
+        tasks.recover(0x65A1_B2C3).unwrap();
+        tasks
     }
 
     #[test]
@@ -346,6 +362,21 @@ mod tests {
         let (lines, total) = tasks.log(&task.upid, 2, 1).unwrap();
         assert_eq!((lines.len(), total), (1, 4));
         assert!(lines[0].ends_with(": two"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_for_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let tasks = tasks(dir.path());
+        let user = format!("{}@pbs", "u".repeat(60)).parse().unwrap();
+        let id = format!("store1:host/a{}", "-".repeat(200));
+        let task = tasks.start("verify_snapshot", Some(id.clone()), &user, 1_700_000_000).unwrap();
+        let kept = task.upid.id.clone().unwrap();
+        assert!(id.starts_with(&kept) && kept.starts_with("store1:host/a-"), "{kept}");
+        assert_eq!(task.upid.to_string().parse(), Ok(task.upid.clone()));
+        tasks.end(&task, &Ok(()), 1_700_000_001);
+        assert_eq!(tasks.ended(&task.upid).unwrap().as_deref(), Some("OK"));
+        assert_eq!(tasks.log(&task.upid, 1, 0).unwrap().1, 1);
     }
 
     #[test]

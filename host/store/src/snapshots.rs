@@ -389,17 +389,22 @@ impl SessionStore for DirStore {
         let (group_lock, group_is_new) = self.enter_group(namespace, &snapshot.group, owner)?;
         let group_dir = self.layout.group(namespace, &snapshot.group);
         self.sweep_group(&group_dir)?;
-        let times = self.times(namespace, &snapshot.group)?;
-        if let Some(last) = times.last().filter(|last| **last >= snapshot.time) {
-            let last = SnapshotId { group: snapshot.group.clone(), time: *last };
+        // What has no manifest was never finished.
+        let manifest = ArchiveName::manifest();
+        let mut finished: Vec<SnapshotId> = self
+            .times(namespace, &snapshot.group)?
+            .into_iter()
+            .map(|time| SnapshotId { group: snapshot.group.clone(), time })
+            .filter(|id| self.layout.file(namespace, id, &manifest).is_file())
+            .collect();
+        if let Some(last) = finished.pop_if(|last| last.time >= snapshot.time) {
             return Err(StoreError::TooOld { last });
         }
-        let manifest = ArchiveName::manifest();
-        let previous = times.iter().rev().find_map(|time| {
-            let id = SnapshotId { group: snapshot.group.clone(), time: *time };
-            let finished = self.layout.file(namespace, &id, &manifest).is_file();
-            let opened = || self.open_snapshot(namespace, &id).ok();
-            let reader: Arc<dyn SnapshotReader> = Arc::new(finished.then(opened)??);
+        if self.layout.snapshot(namespace, snapshot).exists() {
+            return Err(StoreError::Refused("backup directory already exists.".into()));
+        }
+        let previous = finished.iter().rev().find_map(|id| {
+            let reader: Arc<dyn SnapshotReader> = Arc::new(self.open_snapshot(namespace, id).ok()?);
             Some(reader)
         });
         recover(&self.layout)?;

@@ -504,7 +504,7 @@ fn table(
     print(plugins, matches, &Document { data: rows.into(), display: None, layout })
 }
 
-fn change_store(store: &mut Datastore, matches: &ArgMatches) {
+fn change_store(store: &mut Datastore, matches: &ArgMatches) -> Result<()> {
     if let Some(comment) = text(matches, "comment") {
         store.comment = Some(comment).filter(|comment| !comment.is_empty());
     }
@@ -528,17 +528,36 @@ fn change_store(store: &mut Datastore, matches: &ArgMatches) {
             None => {}
         }
     }
-    let message = text(matches, "maintenance-message").unwrap_or_default();
+    let message = text(matches, "maintenance-message");
     let kind = match text(matches, "maintenance").as_deref() {
         Some("read-only") => MaintenanceKind::ReadOnly,
         Some("offline") => MaintenanceKind::Offline,
-        Some(_) => {
-            store.maintenance = None;
-            return;
+        mode => {
+            if mode.is_some() {
+                store.maintenance = None;
+            }
+            match (&mut store.maintenance, message) {
+                (Some(maintenance), Some(message)) => maintenance.message = message,
+                (None, Some(_)) => bail!(
+                    "datastore '{}' is not in maintenance: --maintenance-message needs --maintenance",
+                    store.name
+                ),
+                (_, None) => {}
+            }
+            return Ok(());
         }
-        None => return,
     };
-    store.maintenance = Some(Maintenance { kind, message });
+    store.maintenance = Some(Maintenance { kind, message: message.unwrap_or_default() });
+    Ok(())
+}
+
+/// The path without links, as far as it is there.
+fn resolved(path: &Path) -> PathBuf {
+    let real = path.ancestors().find_map(|above| {
+        let rest = path.strip_prefix(above).ok()?;
+        Some(above.canonicalize().ok()?.join(rest))
+    });
+    real.unwrap_or_else(|| path.to_owned())
 }
 
 fn datastore(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Result<()> {
@@ -557,19 +576,22 @@ fn datastore(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) 
             }
             let path = matches.get_one::<PathBuf>("path").context("missing argument: path")?;
             let path = std::path::absolute(path)?;
-            let meets =
-                |other: &&Datastore| path.starts_with(&other.path) || other.path.starts_with(&path);
+            let real = resolved(&path);
+            let meets = |other: &&Datastore| {
+                let other = resolved(&other.path);
+                real.starts_with(&other) || other.starts_with(&real)
+            };
             if let Some(other) = all.list.iter().find(meets) {
                 let (path, there) = (path.display(), other.path.display());
                 bail!("'{path}' and datastore '{}' in '{there}' lie in each other", other.name);
             }
-            make_store(&path)?;
             let mut store =
                 Datastore { name, path, comment: None, maintenance: None, jobs: Jobs::default() };
-            change_store(&mut store, matches);
+            change_store(&mut store, matches)?;
+            make_store(&store.path)?;
             all.list.push(store);
         }
-        "update" => change_store(&mut all.list[place.ok_or_else(missing)?], matches),
+        "update" => change_store(&mut all.list[place.ok_or_else(missing)?], matches)?,
         _ => {
             all.list.remove(place.ok_or_else(missing)?);
         }

@@ -3,7 +3,7 @@
 
 use super::browse::{self, Opened};
 use super::{
-    BACKUP_ID, BACKUP_TIME, BACKUP_TYPE, Context, Endpoint, ID, NS, TYPE, endpoint, group,
+    BACKUP_ID, BACKUP_TIME, BACKUP_TYPE, Context, Endpoint, ID, NS, TYPE, USER_ID, endpoint, group,
     namespace, snapshot,
 };
 use crate::access::{Privileges, is_token, owns, user_of};
@@ -31,7 +31,6 @@ const SNAPSHOT: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME];
 const GROUP: &[Param] = &[NS, BACKUP_TYPE, BACKUP_ID];
 const DEPTH: Param =
     optional("max-depth", Kind::Integer { minimum: 0, maximum: Namespace::DEPTH_MAX as i64 });
-const LONG_BLOB: usize = (16 << 20) + 44;
 
 macro_rules! keeps {
     ($($more:expr),*) => {
@@ -88,7 +87,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
         method: Method::POST,
         path: "admin/datastore/{}/upload-backup-log",
         params: SNAPSHOT,
-        takes_bytes: true,
+        takes_bytes: Some(admit_log),
         run: upload_log,
     },
     store!(GET "notes" SNAPSHOT, notes),
@@ -104,7 +103,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
         NS, BACKUP_TYPE, BACKUP_ID, BACKUP_TIME, required("protected", Kind::Bool),
     ], set_protected),
     store!(POST "change-owner" &[
-        NS, BACKUP_TYPE, BACKUP_ID, required("new-owner", Kind::Form(is::<AuthId>)),
+        NS, BACKUP_TYPE, BACKUP_ID, required("new-owner", USER_ID),
     ], change_owner),
     store!(GET "namespace" &[optional("parent", Kind::Form(is::<Namespace>)), DEPTH], namespaces),
     store!(POST "namespace" &[
@@ -141,6 +140,23 @@ const READ_OR_OWN: (Privileges, Privileges) = (Privileges::READ, Privileges::BAC
 
 fn open(context: &Context, purpose: Purpose) -> ApiResult<DirStore> {
     context.server.store(context.store_name(), purpose)
+}
+
+/// Opens the datastore for who may do it for all groups, or for his own and this is one. Rights
+/// come first: others do not learn which datastores there are.
+fn open_group(
+    context: &Context,
+    purpose: Purpose,
+    namespace: &Namespace,
+    group: &GroupId,
+    (all, own): (Privileges, Privileges),
+) -> ApiResult<DirStore> {
+    let all = context.all_or_own(namespace, all, own)?;
+    let store = open(context, purpose)?;
+    if !all {
+        context.require_owner(namespace, group, &store)?;
+    }
+    Ok(store)
 }
 
 fn to_value<T: serde::Serialize>(value: &T) -> ApiResult<Value> {
@@ -228,8 +244,7 @@ fn groups(context: &Context) -> ApiResult<Reply> {
 
 fn delete_group(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
-    let store = open(context, Purpose::Write)?;
-    context.require_group(&namespace, &group, MODIFY_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Write, &namespace, &group, MODIFY_OR_OWN)?;
     match store.delete_group(&namespace, &group)? {
         true => Ok(().into()),
         false => Err(ApiError::bad("group only partially deleted due to protected snapshots")),
@@ -256,25 +271,22 @@ fn snapshots(context: &Context) -> ApiResult<Reply> {
 
 fn delete_snapshot(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Write)?;
-    context.require_group(&namespace, &snapshot.group, MODIFY_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Write, &namespace, &snapshot.group, MODIFY_OR_OWN)?;
     store.forget(&namespace, &snapshot)?;
     Ok(().into())
 }
 
 fn files(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Read)?;
     let rights = (Privileges::AUDIT.and(Privileges::READ), Privileges::BACKUP);
-    context.require_group(&namespace, &snapshot.group, rights, &store)?;
+    let store = open_group(context, Purpose::Read, &namespace, &snapshot.group, rights)?;
     Ok(Reply::Data(to_value(&list::files(&store, &namespace, &snapshot)?)?))
 }
 
 /// A snapshot whose content the caller may see.
 fn readable(context: &Context) -> ApiResult<Arc<dyn SnapshotReader>> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Read)?;
-    context.require_group(&namespace, &snapshot.group, READ_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Read, &namespace, &snapshot.group, READ_OR_OWN)?;
     Ok(SessionStore::open(&store, &namespace, &snapshot)?)
 }
 
@@ -303,14 +315,20 @@ fn file_download(context: &Context) -> ApiResult<Reply> {
 }
 
 /// Only the owner adds a log, whoever else may do everything.
-fn upload_log(context: &Context) -> ApiResult<Reply> {
+fn open_for_log(context: &Context) -> ApiResult<(DirStore, Namespace, SnapshotId)> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
     context.require(&namespace, Privileges::BACKUP)?;
     let store = open(context, Purpose::Write)?;
     context.require_owner(&namespace, &snapshot.group, &store)?;
-    if context.body.len() > LONG_BLOB {
-        return Err(ApiError::bad("the log is too large"));
-    }
+    Ok((store, namespace, snapshot))
+}
+
+fn admit_log(context: &Context) -> ApiResult<()> {
+    open_for_log(context).map(|_| ())
+}
+
+fn upload_log(context: &Context) -> ApiResult<Reply> {
+    let (store, namespace, snapshot) = open_for_log(context)?;
     let blob =
         Blob::parse(context.body.clone()).map_err(|error| ApiError::bad(error.to_string()))?;
     store.add_log(&namespace, &snapshot, &blob)?;
@@ -319,8 +337,7 @@ fn upload_log(context: &Context) -> ApiResult<Reply> {
 
 fn notes(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Read)?;
-    context.require_group(&namespace, &snapshot.group, AUDIT_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Read, &namespace, &snapshot.group, AUDIT_OR_OWN)?;
     let reader = SessionStore::open(&store, &namespace, &snapshot)?;
     let manifest = UnverifiedManifest::read(&*reader)?.unverified();
     Ok(Reply::Data(manifest.notes().into()))
@@ -328,8 +345,7 @@ fn notes(context: &Context) -> ApiResult<Reply> {
 
 fn set_notes(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Write)?;
-    context.require_group(&namespace, &snapshot.group, NOTES_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Write, &namespace, &snapshot.group, NOTES_OR_OWN)?;
     let notes = context.params.text("notes").unwrap_or_default();
     change_unprotected(&store, &namespace, &snapshot, &|unprotected| {
         unprotected.insert("notes".into(), notes.into());
@@ -339,15 +355,13 @@ fn set_notes(context: &Context) -> ApiResult<Reply> {
 
 fn group_notes(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
-    let store = open(context, Purpose::Read)?;
-    context.require_group(&namespace, &group, AUDIT_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Read, &namespace, &group, AUDIT_OR_OWN)?;
     Ok(Reply::Data(store.group_notes(&namespace, &group)?.into()))
 }
 
 fn set_group_notes(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
-    let store = open(context, Purpose::Write)?;
-    context.require_group(&namespace, &group, NOTES_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Write, &namespace, &group, NOTES_OR_OWN)?;
     let notes = context.params.text("notes").unwrap_or_default();
     store.set_group_notes(&namespace, &group, notes)?;
     Ok(().into())
@@ -355,15 +369,13 @@ fn set_group_notes(context: &Context) -> ApiResult<Reply> {
 
 fn protected(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Read)?;
-    context.require_group(&namespace, &snapshot.group, AUDIT_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Read, &namespace, &snapshot.group, AUDIT_OR_OWN)?;
     Ok(Reply::Data(store.protected(&namespace, &snapshot)?.into()))
 }
 
 fn set_protected(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
-    let store = open(context, Purpose::Write)?;
-    context.require_group(&namespace, &snapshot.group, NOTES_OR_OWN, &store)?;
+    let store = open_group(context, Purpose::Write, &namespace, &snapshot.group, NOTES_OR_OWN)?;
     let protected = context.params.flag("protected").unwrap_or(false);
     store.set_protected(&namespace, &snapshot, protected)?;
     Ok(().into())
@@ -373,8 +385,9 @@ fn change_owner(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
     let new: AuthId = context.params.needed("new-owner")?;
     let caller = &context.caller.id;
+    let all = context.all_or_own(&namespace, Privileges::MODIFY, Privileges::BACKUP)?;
     let store = open(context, Purpose::Write)?;
-    if !context.all_or_own(&namespace, Privileges::MODIFY, Privileges::BACKUP)? {
+    if !all {
         let missing = || ApiError::bad(format!("backup group {group} does not exist"));
         let old: AuthId = store
             .owner_of(&namespace, &group)?
@@ -404,9 +417,13 @@ fn depth(context: &Context) -> usize {
 
 fn namespaces(context: &Context) -> ApiResult<Reply> {
     let parent: Namespace = context.params.parsed("parent")?.unwrap_or_default();
-    let store = open(context, Purpose::Read)?;
     let wanted = Privileges::MODIFY.and(Privileges::AUDIT).and(Privileges::BACKUP);
     let name = context.store_name();
+    let path = acl_path(name, &parent);
+    if !context.server.access().has_any_below(&context.caller.id, &path, wanted) {
+        return Err(super::missing(name, &parent, wanted));
+    }
+    let store = open(context, Purpose::Read)?;
     let sees =
         |ns: &Namespace| context.server.privileges(&context.caller.id, name, ns).has_any(wanted);
     let found = store.namespaces(&parent, depth(context))?;
@@ -477,8 +494,14 @@ fn plan(
     Ok(prune::plan(store, namespace, group, &mut *policy, rules, &time)?)
 }
 
-/// Removes what the plan does not keep; what can't be removed is a warning.
-fn apply(store: &DirStore, namespace: &Namespace, items: &[PruneItem], task: &Task) {
+/// Removes what the plan does not keep, until it is asked to stop; what can't be removed is a
+/// warning.
+fn apply(
+    store: &DirStore,
+    namespace: &Namespace,
+    items: &[PruneItem],
+    task: &Task,
+) -> ApiResult<()> {
     for item in items {
         let mark = match (item.protected, item.keep) {
             (true, _) => "protected",
@@ -487,9 +510,20 @@ fn apply(store: &DirStore, namespace: &Namespace, items: &[PruneItem], task: &Ta
         };
         task.log(&format!("{} {mark}", shown_item(item)));
     }
-    prune::apply(store, namespace, items, &mut |snapshot, error| {
-        task.warn(&format!("failed to remove dir \"{snapshot}\": {}", chain(error)));
-    });
+    let cancel = task.cancel();
+    for item in items {
+        if cancel.is_cancelled() {
+            return Err(interrupted());
+        }
+        prune::apply(store, namespace, std::slice::from_ref(item), &mut |snapshot, error| {
+            task.warn(&format!("failed to remove dir \"{snapshot}\": {}", chain(error)));
+        });
+    }
+    Ok(())
+}
+
+fn interrupted() -> ApiError {
+    ApiError::bad("interrupted: old snapshots may remain")
 }
 
 fn shown_item(item: &PruneItem) -> String {
@@ -507,12 +541,11 @@ fn prune_group(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
     let dry_run = context.params.flag("dry-run") == Some(true);
     let purpose = if dry_run { Purpose::Read } else { Purpose::Write };
-    let store = open(context, purpose)?;
-    context.require_group(&namespace, &group, MODIFY_OR_OWN, &store)?;
+    let store = open_group(context, purpose, &namespace, &group, MODIFY_OR_OWN)?;
     let rules = rules(context);
     let server = &context.server;
     let items = plan(server, &store, &namespace, &group, rules.clone())?;
-    if dry_run || rules.is_empty() {
+    if dry_run {
         let mut data = to_value(&items)?;
         for item in data.as_array_mut().into_iter().flatten().filter(|_| !namespace.is_root()) {
             item["ns"] = namespace.to_string().into();
@@ -525,22 +558,24 @@ fn prune_group(context: &Context) -> ApiResult<Reply> {
     let options = shown(&rules);
     let work = move |task: &Task| {
         let ns = if namespace.is_root() { String::new() } else { format!("--ns {namespace} ") };
-        task.log(&format!("retention options: {ns}{options}"));
+        match options.is_empty() {
+            true => task.log("No prune selection - keeping all files."),
+            false => task.log(&format!("retention options: {ns}{options}")),
+        }
         let place = place(&namespace);
         task.log(&format!("Starting prune on datastore '{name}', {place} group \"{group}\""));
-        apply(&store, &namespace, &items, task);
+        apply(&store, &namespace, &items, task)
     };
     if context.params.flag("use-task") == Some(true) {
-        let upid = server.spawn_task("prune", Some(id), &context.caller.id, move |_, task| {
-            work(task);
-            Ok(())
-        })?;
+        let work = move |_: &Server, task: &Task| work(task);
+        let upid = server.spawn_task("prune", Some(id), &context.caller.id, work)?;
         return Ok(Reply::Data(upid.into()));
     }
     let task = server.start_task("prune", Some(id), &context.caller.id)?;
-    work(&task);
-    server.tasks.end(&task, &Ok(()), server.now());
-    Ok(Reply::Data(data))
+    let outcome = work(&task);
+    let shown = outcome.as_ref().copied().map_err(|error| error.message.clone());
+    server.tasks.end(&task, &shown, server.now());
+    outcome.map(|()| Reply::Data(data))
 }
 
 fn prune_store(context: &Context) -> ApiResult<Reply> {
@@ -594,8 +629,11 @@ pub(crate) fn start_prune(
             for info in store.groups(&ns)? {
                 let may = privileges.has_any(Privileges::MODIFY)
                     || privileges.has_any(Privileges::PRUNE) && owns(&caller, &info.owner);
-                if !may || task.cancel().is_cancelled() {
+                if !may {
                     continue;
+                }
+                if task.cancel().is_cancelled() {
+                    return Err(interrupted());
                 }
                 task.log(&format!("Pruning group {ns}:\"{}\"", info.group));
                 let items = plan(server, &store, &ns, &info.group, rules.clone())?;
@@ -604,7 +642,7 @@ pub(crate) fn start_prune(
                         let mark = if item.keep { "keep" } else { "remove" };
                         task.log(&format!("would {mark} {}", shown_item(item)));
                     }),
-                    false => apply(&store, &ns, &items, task),
+                    false => apply(&store, &ns, &items, task)?,
                 }
             }
         }
@@ -615,7 +653,15 @@ pub(crate) fn start_prune(
 fn gc_status(context: &Context) -> ApiResult<Reply> {
     context.require(&Namespace::default(), Privileges::AUDIT)?;
     let status = open(context, Purpose::Read)?.garbage_status()?;
-    let mut data = status.unwrap_or_else(|| json!({}));
+    let mut data = status.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let upid = data.get("upid").and_then(Value::as_str).unwrap_or_default();
+    if let Some(item) = context.server.tasks.ended_item(upid)?
+        && let Some((ended, state)) = item.endtime.zip(item.status)
+    {
+        data["duration"] = (ended - item.starttime).into();
+        data["last-run-endtime"] = ended.into();
+        data["last-run-state"] = state.into();
+    }
     data["store"] = context.store_name().into();
     Ok(Reply::Data(data))
 }
@@ -668,7 +714,6 @@ fn verify(context: &Context) -> ApiResult<Reply> {
         depth: depth(context),
         group,
         snapshot: one,
-        owner: (!all).then(|| context.caller.id.clone()),
         ignore_verified: params.flag("ignore-verified") != Some(false),
         outdated_after: params.integer("outdated-after"),
     };
@@ -683,20 +728,19 @@ pub(crate) struct StoreVerify {
     pub(crate) depth: usize,
     pub(crate) group: Option<GroupId>,
     pub(crate) snapshot: Option<SnapshotId>,
-    /// only groups of this one
-    pub(crate) owner: Option<AuthId>,
     pub(crate) ignore_verified: bool,
     pub(crate) outdated_after: Option<i64>,
 }
 
-/// Starts a verification; returns the task.
+/// Starts a verification of what somebody may verify; returns the task.
 pub(crate) fn start_verify(
     server: &Arc<Server>,
     kind: Option<&str>,
     user: &AuthId,
     verify: StoreVerify,
 ) -> ApiResult<String> {
-    let StoreVerify { name, namespace, depth, group, snapshot, owner, .. } = verify;
+    let StoreVerify { name, namespace, depth, group, snapshot, .. } = verify;
+    let caller = user.clone();
     let store = server.store(&name, Purpose::Write)?;
     let (worker, id) = match (&snapshot, &group) {
         (Some(one), _) => {
@@ -711,10 +755,10 @@ pub(crate) fn start_verify(
         none: !verify.ignore_verified,
         outdated_after: verify.outdated_after,
     };
-    server.spawn_task(kind.unwrap_or(worker), Some(id), user, move |_, task| {
+    server.spawn_task(kind.unwrap_or(worker), Some(id), user, move |server, task| {
         let mut verification = Verification {
             store: &store,
-            label: name,
+            label: label(&name, &namespace),
             upid: task.upid.clone(),
             skip,
             cancel: task.cancel(),
@@ -725,13 +769,22 @@ pub(crate) fn start_verify(
         let failed = match (&snapshot, &group) {
             (Some(one), _) => match verification.snapshot(&namespace, one)? {
                 true => Vec::new(),
-                false => vec![one.to_string()],
+                false => vec![shown_snapshot(&namespace, one)],
             },
             (None, Some(group)) => verification.group(&namespace, group)?,
             (None, None) => {
-                let namespaces = store.namespaces(&namespace, depth)?;
-                let wants = |of: &str| owner.as_ref().is_none_or(|owner| owns(owner, of));
-                verification.namespaces(&namespaces, &wants)?
+                let mut failed = Vec::new();
+                for ns in store.namespaces(&namespace, depth)? {
+                    let privileges = server.privileges(&caller, &name, &ns);
+                    let all = privileges.has_any(Privileges::VERIFY);
+                    if !all && !privileges.has_any(Privileges::BACKUP) {
+                        continue;
+                    }
+                    verification.label = label(&name, &ns);
+                    let wants = |owner: &str| all || owns(&caller, owner);
+                    failed.extend(verification.namespaces(std::slice::from_ref(&ns), &wants)?);
+                }
+                failed
             }
         };
         if failed.is_empty() {
@@ -741,6 +794,20 @@ pub(crate) fn start_verify(
         failed.iter().for_each(|name| task.log(&format!("\t{name}")));
         Err(ApiError::bad("verification failed - please check the log for details"))
     })
+}
+
+/// `store1`, or `store1:a/b`
+fn label(store: &str, namespace: &Namespace) -> String {
+    match namespace.is_root() {
+        true => store.to_owned(),
+        false => format!("{store}:{namespace}"),
+    }
+}
+
+/// `ns/a/ns/b/host/x/…`
+fn shown_snapshot(namespace: &Namespace, snapshot: &SnapshotId) -> String {
+    let prefix: String = namespace.components().map(|name| format!("ns/{name}/")).collect();
+    format!("{prefix}{snapshot}")
 }
 
 fn active(context: &Context) -> ApiResult<Reply> {
@@ -756,4 +823,34 @@ fn active(context: &Context) -> ApiResult<Reply> {
         of_store.filter(|item| (item.worker_type == "reader") == readers).count()
     };
     Ok(Reply::Data(json!({ "read": count(true), "write": count(false) })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::{Identity, Tasks};
+
+    #[test]
+    fn a_prune_that_is_stopped_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".chunks")).unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        let identity = Identity { node: "pbs".into(), pid: 1, process_start: 2 };
+        let tasks = Tasks::open(dir.path(), identity, 9).unwrap();
+        let task = tasks.start("prune", None, &"a@pbs".parse().unwrap(), 3).unwrap();
+        let items = [PruneItem {
+            backup_id: "x".into(),
+            backup_time: 5,
+            backup_type: BackupType::Host,
+            keep: false,
+            protected: false,
+            reason: String::new(),
+        }];
+        let root = Namespace::default();
+        // What can't be removed is a warning.
+        apply(&store, &root, &items, &task).unwrap();
+        tasks.stop(&task.upid);
+        let error = apply(&store, &root, &items, &task).unwrap_err();
+        assert_eq!(error.message, "interrupted: old snapshots may remain");
+    }
 }
