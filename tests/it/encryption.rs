@@ -525,7 +525,11 @@ fn a_verification_with_the_key_sees_more() {
     world.ok("backup root.pxar:tree --backup-id plain --crypt-mode none");
     let run = world.ok("verify host/plain --keyfile a.key");
     assert!(run.stdout.contains("the key vouches for nothing"), "{}", run.stdout);
-    world.fails("verify host/plain --keyfile a.key --crypt-mode sign-only --ignore-verified=no");
+    // That it was found good is no reason not to tell, either.
+    world.fails("verify host/plain --keyfile a.key --crypt-mode sign-only");
+    let run = world.ok("verify host/plain --keyfile a.key");
+    assert!(run.stdout.contains("(recently verified; the key vouches for nothing)"));
+    world.fails("verify host/me --keyfile b.key --crypt-mode encrypt --ignore-verified=no");
 }
 
 /// Disaster is no time to ask for a file that only backups need.

@@ -234,6 +234,17 @@ fn a_hard_link_is_never_made_to_a_foreign_file() {
         assert_eq!(fs::read(world.path("out/b")).unwrap(), b"archived");
         assert_eq!(fs::read(world.path("out/a")).unwrap(), b"mine");
     }
+    // Further names are links to the first that was selected.
+    fs::hard_link(world.path("tree/a"), world.path("tree/c")).unwrap();
+    world.ok("backup root.pxar:tree --backup-id more");
+    world.ok("restore host/more root.pxar linked --pattern [bc]");
+    assert_eq!(fs::read(world.path("linked/c")).unwrap(), b"archived");
+    let links = |name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(world.path(name)).unwrap().nlink()
+    };
+    assert_eq!(links("linked/b"), 2);
+    assert!(!world.path("linked/a").exists());
     fs::remove_file(world.path("out/b")).unwrap();
     let run = world.fails("restore host/me root.pxar out --keep-going");
     run.says("\"a\": failed to create file").says("one more name of \"a\", which was not restored");

@@ -26,6 +26,8 @@ use std::thread;
 const WALK_BATCH: u32 = 128;
 /// Files waiting to be written; each holds a descriptor.
 const QUEUE_JOBS: usize = 128;
+/// Files whose further names are made links to their second; of others each is a file.
+const MOVED_MAX: usize = 65_536;
 /// Deeper trees are refused: each open level holds a descriptor.
 const DEPTH_MAX: usize = 2048;
 
@@ -481,7 +483,15 @@ impl Restore {
             drop(queue);
             let (patterns, sequential) = (&request.patterns, request.sequential);
             let hasher = RandomState::new();
-            let mut walk = Walk { shared: &shared, jobs, patterns, sequential, skipped: 0, hasher };
+            let mut walk = Walk {
+                shared: &shared,
+                jobs,
+                patterns,
+                sequential,
+                skipped: 0,
+                hasher,
+                moved: HashMap::new(),
+            };
             match root.metadata.kind {
                 EntryKind::Directory => walk.directory(archive, root, root_problem, target),
                 _ => walk.single_file(&root, target),
@@ -523,6 +533,9 @@ struct Walk<'a> {
     /// directories entered below one that can't be restored
     skipped: u64,
     hasher: RandomState,
+    /// files restored under another name than their first, by the place of that: their own entry,
+    /// and where they are
+    moved: HashMap<u64, (Node, Vec<Vec<u8>>)>,
 }
 
 /// An open directory of the walk, and whether what is in it is wanted unless a pattern says
@@ -865,18 +878,17 @@ impl Walk<'_> {
             (Content::HardLink { node, path }, _) => {
                 let shown = || shown_path(&path.join(&b'/'));
                 let at = dir.path_of(&entry.name);
-                if !self.selects(path) {
-                    // Its first name was not selected: it is restored under this one.
-                    let mut target = archive.entry(*node)?;
-                    if matches!(target.content, Content::HardLink { .. }) {
-                        let problem = "it is a hard link to a hard link".into();
-                        return Err(EngineError::Entry { path: at, problem });
+                let moved;
+                let (node, path) = match self.moved.get(&node.at) {
+                    _ if self.selects(path) => (*node, path),
+                    Some((first, at)) => {
+                        moved = at.clone();
+                        (*first, &moved)
                     }
-                    (target.name, target.node) = (entry.name, entry.node);
-                    return self.file(dir, target);
-                }
+                    None => return self.moved_file(archive, dir, entry),
+                };
                 // Under the target's name may be something else, or not all of it yet.
-                let fate = self.shared.fate(*node);
+                let fate = self.shared.fate(node);
                 if fate == Some(Fate::Missing) {
                     let problem =
                         format!("it is one more name of \"{}\", which was not restored", shown());
@@ -896,6 +908,48 @@ impl Walk<'_> {
             (_, EntryKind::File) => self.file(dir, entry),
             _ => output::make_special(dir.open()?, &entry.name, &entry.metadata, options)
                 .map_err(|trouble| dir.error(&entry.name, trouble)),
+        }
+    }
+
+    /// A file whose first name was not selected is restored under this one, which further links
+    /// will be made to.
+    fn moved_file(
+        &mut self,
+        archive: &mut dyn Archive,
+        dir: &Arc<Dir>,
+        entry: Entry,
+    ) -> Result<()> {
+        let Entry { name, node, content, .. } = entry;
+        let Content::HardLink { node: first, path } = content else { return Ok(()) };
+        let at = dir.path_of(&name);
+        let shown = shown_path(&path.join(&b'/'));
+        let refused = |problem: String| EngineError::Entry { path: at.clone(), problem };
+        let target = archive.entry(first).map_err(|failure| {
+            refused(format!(
+                "its content is that of \"{shown}\", which was not selected: {failure}"
+            ))
+        })?;
+        let is_other = path.last().is_some_and(|last| *last != target.name);
+        if is_other
+            || target.metadata.kind == EntryKind::Directory
+            || matches!(target.content, Content::HardLink { .. })
+        {
+            return Err(refused(format!("it is a hard link to \"{shown}\", which is no file")));
+        }
+        if self.moved.len() < MOVED_MAX {
+            let mut place =
+                dir.path().split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
+            place.retain(|name| !name.is_empty());
+            place.push(name.clone());
+            self.moved.insert(first.at, (node, place));
+        }
+        match target.metadata.kind {
+            EntryKind::File => self.file(dir, Entry { name, node, ..target }),
+            _ => {
+                let options = &self.shared.options;
+                output::make_special(dir.open()?, &name, &target.metadata, options)
+                    .map_err(|trouble| dir.error(&name, trouble))
+            }
         }
     }
 

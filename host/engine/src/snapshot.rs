@@ -77,6 +77,10 @@ impl UnverifiedManifest {
             }
             return Ok(manifest);
         };
+        // Otherwise who can write to the store could take signatures away.
+        if manifest.signature.is_none() && manifest.is_protected() {
+            return Err(EngineError::Unsigned { snapshot: snapshot() });
+        }
         let provided = key.fingerprint();
         if let Some(stated) = stated.filter(|stated| *stated != provided) {
             // Keys that begin alike are told apart by all of it.
@@ -86,18 +90,11 @@ impl UnverifiedManifest {
             };
             return Err(EngineError::WrongKey { manifest, provided });
         }
-        match &manifest.signature {
-            Some(signature) => {
-                let text = Manifest::signed_text(&json).map_err(problem)?;
-                if !key.verifies(&text, signature) {
-                    return Err(EngineError::WrongSignature { snapshot: snapshot() });
-                }
+        if let Some(signature) = &manifest.signature {
+            let text = Manifest::signed_text(&json).map_err(problem)?;
+            if !key.verifies(&text, signature) {
+                return Err(EngineError::WrongSignature { snapshot: snapshot() });
             }
-            // Otherwise who can write to the store could take signatures away.
-            None if manifest.is_protected() => {
-                return Err(EngineError::Unsigned { snapshot: snapshot() });
-            }
-            None => {}
         }
         Ok(manifest)
     }

@@ -79,8 +79,10 @@ pub struct Verification<'a> {
 /// Chunks that this verification has met.
 #[derive(Default)]
 pub struct Seen {
-    /// compared with their content
-    recent: RecentDigests,
+    /// compared with their content: in the clear
+    plain: RecentDigests,
+    /// with the key
+    opened: RecentDigests,
     /// encrypted ones, of which without the key only the checksum was looked at
     sealed: RecentDigests,
     corrupt: Mutex<HashSet<ChunkDigest>>,
@@ -198,16 +200,23 @@ impl Verification<'_> {
         };
         // Others may have looked without the key, and who can write to the store can say so.
         let needs_key = key.is_some() && manifest.is_protected();
-        if !needs_key && self.skip.skips(&manifest) {
-            self.say(&format!("SKIPPED: verify {name} (recently verified)"));
+        let demanded = self.key.as_ref().is_some_and(|key| key.demanded);
+        let unvouched = key.is_some() && manifest.signature.is_none();
+        if !(needs_key || unvouched && demanded) && self.skip.skips(&manifest) {
+            let note = if unvouched { "; the key vouches for nothing" } else { "" };
+            self.say(&format!("SKIPPED: verify {name} (recently verified{note})"));
             return Ok(true);
         }
         self.say(&format!("verify {name}"));
         if let Some(error) = other_key {
+            if demanded {
+                self.say(&format!("  {error}"));
+                return Ok(false);
+            }
             self.say(&format!("  only checksums are looked at: {error}"));
-        } else if key.is_some() && manifest.signature.is_none() {
+        } else if unvouched {
             self.say("  it is neither encrypted nor signed: the key vouches for nothing");
-            if self.key.as_ref().is_some_and(|key| key.demanded) {
+            if demanded {
                 return Ok(false);
             }
         }
@@ -274,8 +283,13 @@ impl Verification<'_> {
             _ => Content::Plain,
         };
         let (store, cancel) = (self.store, &self.cancel);
-        let Seen { recent, sealed, corrupt } = &mut self.seen;
-        let recent = if matches!(content, Content::Sealed) { sealed } else { recent };
+        // What was looked at as one thing may still be damaged as another.
+        let Seen { plain: clear, opened, sealed, corrupt } = &mut self.seen;
+        let recent = match content {
+            Content::Plain => clear,
+            Content::Encrypted(_) => opened,
+            Content::Sealed => sealed,
+        };
         let corrupt = &*corrupt;
         let (mut stored, mut plain, mut errors) = (0, 0, 0);
         let mut lines = Vec::new();

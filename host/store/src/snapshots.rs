@@ -73,7 +73,9 @@ impl DirStore {
             if layout.chunks().exists() {
                 return Self::open(root);
             }
-            fs::create_dir_all(root).map_err(io("create", root))?;
+            fs::create_dir_all(root)
+                .map_err(io("create", root))
+                .inspect_err(|_| remove_empty_dirs(&made))?;
             match SoleLock::acquire(&layout.lock()) {
                 // Who has it makes the store, or has made it and writes.
                 Err(StoreError::Locked { .. }) => thread::sleep(Duration::from_millis(50)),

@@ -49,7 +49,8 @@ pub(crate) fn discard(layout: &Layout, made: &[PathBuf]) -> Result<bool> {
 /// The deepest first; somebody may have put something there meanwhile.
 pub(crate) fn remove_empty_dirs(dirs: &[PathBuf]) {
     for dir in dirs {
-        if fs::remove_dir(dir).is_err() {
+        let removed = fs::remove_dir(dir);
+        if removed.is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound) {
             return;
         }
     }

@@ -22,11 +22,11 @@ pub struct CodeCache {
     dir: PathBuf,
 }
 
-/// Behind the code stands its SHA-256.
+/// At the end of each file stands a SHA-256.
 const CHECKSUM_BYTES: usize = 32;
 
 /// Raised when the form of [`PluginInfo`] changes.
-const INFO_VERSION: u32 = 2;
+const INFO_VERSION: u32 = 3;
 
 impl CodeCache {
     /// Opens or makes the directory; none where it is not private.
@@ -58,12 +58,7 @@ impl CodeCache {
         if !is_private(&file, 0o022) {
             return None;
         }
-        let bytes = fs::read(&file).ok()?;
-        let (code, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>()?;
-        if Sha256::digest(code)[..] != checksum[..] {
-            tracing::debug!(file = %file.display(), "cached code is damaged");
-            return None;
-        }
+        let code = &read(&file)?;
         // SAFETY: the bytes are those of a file that was written by `store` below: it lies in a directory that only we can
         // write, is owned by us and writable by nobody else, and appears there by rename when
         // complete. Its name binds it to this component, wasmtime build, settings and CPU, and its
@@ -73,8 +68,7 @@ impl CodeCache {
     }
 
     pub(crate) fn store(&self, engine: &Engine, hash: &str, component: &Component) {
-        if let Ok(mut code) = component.serialize() {
-            code.extend(Sha256::digest(&code));
+        if let Ok(code) = component.serialize() {
             self.write(&self.code_file(engine, hash), &code);
         }
     }
@@ -84,7 +78,7 @@ impl CodeCache {
         if !is_private(&file, 0o022) {
             return None;
         }
-        serde_json::from_slice(&fs::read(file).ok()?).ok()
+        serde_json::from_slice(&read(&file)?).ok()
     }
 
     pub(crate) fn store_info(&self, hash: &str, info: &PluginInfo) {
@@ -102,13 +96,35 @@ impl CodeCache {
             .create_new(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|mut out| out.write_all(bytes).and_then(|()| out.sync_all()))
+            .and_then(|mut out| {
+                out.write_all(bytes)?;
+                out.write_all(&checksum(file, bytes))?;
+                out.sync_all()
+            })
             .and_then(|()| fs::rename(&temporary, file));
         if let Err(error) = written {
             let _ = fs::remove_file(&temporary);
             tracing::debug!(file = %file.display(), %error, "cache was not written");
         }
     }
+}
+
+/// Of what a file holds, and of its name: one can't take the place of another.
+fn checksum(file: &Path, content: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+    Sha256::new().chain_update(name).chain_update(content).finalize().into()
+}
+
+/// The content of a file, if nothing has changed in it.
+fn read(file: &Path) -> Option<Vec<u8>> {
+    let mut bytes = fs::read(file).ok()?;
+    let (content, stored) = bytes.split_last_chunk::<CHECKSUM_BYTES>()?;
+    if checksum(file, content) != *stored {
+        tracing::debug!(file = %file.display(), "cached file is damaged");
+        return None;
+    }
+    bytes.truncate(content.len());
+    Some(bytes)
 }
 
 /// Ours, no symbolic link, and without these permission bits.

@@ -110,10 +110,25 @@ fn grid(alignments: &[Alignment], value: &Value) -> Grid {
 fn plain_text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => visible(text),
         Value::Bool(flag) => u8::from(*flag).to_string(),
         other => other.to_string(),
     }
+}
+
+/// Names and notes come from anywhere: what would do something to a terminal is shown instead.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            '\r' if chars.peek() == Some(&'\n') => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn rendered(value: Option<&Value>, rendering: Rendering) -> String {
