@@ -68,14 +68,16 @@ impl DirStore {
     /// process was faster.
     pub fn create(root: &Path) -> Result<Self> {
         let made = missing_above(root);
+        Self::create_below(root, &made).inspect_err(|_| remove_empty_dirs(&made))
+    }
+
+    fn create_below(root: &Path, made: &[PathBuf]) -> Result<Self> {
         let layout = Layout::new(root.to_owned());
         let alone = loop {
             if layout.chunks().exists() {
                 return Self::open(root);
             }
-            fs::create_dir_all(root)
-                .map_err(io("create", root))
-                .inspect_err(|_| remove_empty_dirs(&made))?;
+            fs::create_dir_all(root).map_err(io("create", root))?;
             match SoleLock::acquire(&layout.lock()) {
                 // Who has it makes the store, or has made it and writes.
                 Err(StoreError::Locked { .. }) => thread::sleep(Duration::from_millis(50)),
@@ -91,9 +93,8 @@ impl DirStore {
         if layout.chunks().exists() {
             return Self::open(root);
         }
-        let store = Self::make(layout.clone(), made.clone()).inspect_err(|_| {
+        let store = Self::make(layout.clone(), made.to_vec()).inspect_err(|_| {
             let _ = fs::remove_file(layout.lock());
-            remove_empty_dirs(&made);
         });
         drop(alone);
         store

@@ -69,7 +69,11 @@ impl Error {
 
     /// Whether another connection may help.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::Timeout(_))
+        match self {
+            Self::Lost { .. } | Self::Timeout(_) => true,
+            Self::Upload(error) => error.is_lost(),
+            _ => false,
+        }
     }
 }
 
