@@ -268,8 +268,7 @@ impl Inner {
     }
 
     pub(crate) fn lost(&self, source: Option<hyper::Error>) -> Error {
-        let source = source.map(|source| source.into());
-        Error::Lost { address: self.place().address(), source }
+        Error::lost(self.place().address(), source.map(Into::into))
     }
 
     async fn login(&self, password: &str) -> Result<()> {
@@ -425,10 +424,7 @@ impl Inner {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
         let body = timeout(REQUEST_TIMEOUT, body).await;
         let body = body.map_err(|_| Error::Timeout("http download request"))?;
-        let body = body.map_err(|source| Error::Lost {
-            address: self.place().address(),
-            source: Some(source),
-        })?;
+        let body = body.map_err(|source| Error::lost(self.place().address(), Some(source)))?;
         let body = body.to_bytes();
         match status.is_success() {
             true => Ok(body),

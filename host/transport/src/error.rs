@@ -32,7 +32,7 @@ pub enum Error {
     Lost {
         address: String,
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<Source>,
     },
     #[error("{0}")]
     Protocol(String),
@@ -54,7 +54,25 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// rustls's words for a connection that just ended; an address of its manual follows.
+const JUST_ENDED: &str = "without sending TLS close_notify";
+
 impl Error {
+    /// A connection that ended before its time.
+    pub(crate) fn lost(address: String, source: Option<Source>) -> Self {
+        let source = source.map(|source| {
+            let first: &(dyn std::error::Error + 'static) = &*source;
+            let mut causes = std::iter::successors(Some(first), |cause| cause.source());
+            match causes.any(|cause| cause.to_string().contains(JUST_ENDED)) {
+                true => "the other side ended it".into(),
+                false => source,
+            }
+        });
+        Self::Lost { address, source }
+    }
+
     pub(crate) fn protocol(text: impl Into<String>) -> Self {
         Self::Protocol(text.into())
     }
@@ -80,5 +98,25 @@ impl Error {
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
         Self::Remote(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_just_ended_is_told_without_a_manual() {
+        let words = format!("peer closed connection {JUST_ENDED}: https://docs.rs/x");
+        let deep = |words: &str| {
+            let inner = io::Error::new(io::ErrorKind::UnexpectedEof, words.to_owned());
+            Error::lost(
+                "a:1".into(),
+                Some(Box::new(Error::Tls { address: "a:1".into(), source: inner })),
+            )
+        };
+        let cause = |error: &Error| std::error::Error::source(error).map(ToString::to_string);
+        assert_eq!(cause(&deep(&words)).as_deref(), Some("the other side ended it"));
+        assert_eq!(cause(&deep("reset")).as_deref(), Some("connection to a:1 failed: reset"));
     }
 }
