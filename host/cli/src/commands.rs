@@ -4,11 +4,14 @@ mod backup;
 mod benchmark;
 mod catalog;
 mod documents;
+mod extract;
+mod find;
 mod garbage;
 mod key;
 mod list;
 mod login;
 mod namespace;
+mod opened;
 mod owner;
 mod prune;
 mod pxar;
@@ -31,6 +34,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
     vec![
         backup::command(plugins),
         restore::command(plugins),
+        extract::command(),
         list::command(plugins),
         snapshot::command(plugins),
         snapshot::list_command(plugins, "snapshots").hide(true),
@@ -39,6 +43,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         namespace::command(plugins),
         prune::command(plugins),
         catalog::command(plugins),
+        find::command(plugins),
         garbage::command(plugins),
         verify::command(),
         owner::command(),
@@ -66,6 +71,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     match name {
         "backup" => backup::run(plugins, matches),
         "restore" => restore::run(plugins, matches),
+        "extract" => extract::run(plugins, matches),
         "list" => list::run(plugins, matches),
         "snapshot" => snapshot::run(plugins, matches),
         "snapshots" => snapshot::list(plugins, matches),
@@ -74,6 +80,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "namespace" => namespace::run(plugins, matches),
         "prune" => prune::run(plugins, matches),
         "catalog" => catalog::run(matches),
+        "find" => find::run(plugins, matches),
         "status" => status::run(plugins, matches),
         "key" => key::run(plugins, matches),
         "upload-log" => snapshot::upload_log(matches),

@@ -13,19 +13,25 @@ const COMPUTED_BYTES: u32 = 1 << 20;
 /// Deeper trees are not followed: no file system holds one.
 const DEPTH_MAX: usize = 2048;
 
-/// The entry at a path of names from the archive's root; the root where there are none.
-pub fn find(archive: &mut dyn Archive, path: &[&[u8]]) -> Result<Option<Entry>> {
-    let mut entry = archive.root()?;
+/// The entry at a path of names from the archive's root; the root where there are none. The root
+/// is not read otherwise: it may lie far from what is looked for.
+pub fn find(archive: &mut dyn Archive, path: &[impl AsRef<[u8]>]) -> Result<Option<Entry>> {
+    let mut found: Option<Entry> = None;
     for name in path {
-        if entry.metadata.kind != EntryKind::Directory {
+        let directory = match &found {
+            None => Node::ROOT,
+            Some(entry) if entry.metadata.kind == EntryKind::Directory => entry.node,
+            Some(_) => return Ok(None),
+        };
+        found = archive.child(directory, name.as_ref())?;
+        if found.is_none() {
             return Ok(None);
         }
-        match archive.child(entry.node, name)? {
-            Some(child) => entry = child,
-            None => return Ok(None),
-        }
     }
-    Ok(Some(entry))
+    match found {
+        Some(entry) => Ok(Some(entry)),
+        None => Ok(Some(archive.root()?)),
+    }
 }
 
 /// The entry itself, or the one that a hard link stands for.

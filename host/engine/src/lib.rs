@@ -24,6 +24,7 @@ pub mod restore;
 pub mod sink;
 pub mod snapshot;
 pub mod stream;
+pub mod tar;
 pub mod verify;
 
 pub use error::EngineError;

@@ -188,6 +188,11 @@ pub struct Node {
     pub end: u64,
 }
 
+impl Node {
+    /// The root, as the contract has it.
+    pub const ROOT: Self = Self { at: 0, end: 0 };
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     None,

@@ -5,6 +5,7 @@
 //! nobody holds its [`Dir`] any more.
 
 use crate::archive::{ChunkedArchive, RandomAccess};
+use crate::browse;
 use crate::error::{EngineError, Result, io_error};
 use crate::output::{self, NewFile, OutputOptions, Trouble};
 use crate::pattern::{PatternList, Verdict};
@@ -37,6 +38,9 @@ pub struct RestoreRequest {
     pub options: OutputOptions,
     /// nothing in it: everything
     pub patterns: PatternList,
+    /// Only these entries and what lies below them, by their names from the root. They are looked up one
+    /// by one: the rest of the archive is not read. Then there are no patterns.
+    pub paths: Vec<Vec<Vec<u8>>>,
     /// go on after damage, and report it at the end
     pub keep_going: bool,
     /// the archive comes from a pipe: everything in its order, on one thread
@@ -447,12 +451,24 @@ impl Restore {
     }
 
     fn run_into(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
-        let Self { request, content, cancel, counters, on_trouble } = self;
-        let (root, root_problem) = match archive.root() {
+        let Self { mut request, content, cancel, counters, on_trouble } = self;
+        // In the order of archives: the first name of a file comes before its further ones.
+        request.paths.sort_unstable();
+        request.paths.dedup_by(|path, above| path.starts_with(above));
+        // All of them, before anything is written.
+        for path in &request.paths {
+            browse::find(archive, path)?.ok_or_else(|| not_found(path))?;
+        }
+        // Of the root itself nothing is wanted, and it may lie far from what is.
+        let root = match request.paths.is_empty() {
+            true => archive.root(),
+            false => Ok(lost_directory(Vec::new(), Node::ROOT)),
+        };
+        let (root, root_problem) = match root {
             Ok(root) => (root, None),
             // What is in it can be found from the other end.
             Err(failure) if request.keep_going && !request.sequential => {
-                (lost_directory(Vec::new(), ROOT), Some(failure))
+                (lost_directory(Vec::new(), Node::ROOT), Some(failure))
             }
             Err(failure) => return Err(failure.into()),
         };
@@ -481,13 +497,14 @@ impl Restore {
                 scope.spawn(move || write_parts(&queue));
             }
             drop(queue);
-            let (patterns, sequential) = (&request.patterns, request.sequential);
+            let RestoreRequest { patterns, paths, sequential, .. } = &request;
             let hasher = RandomState::new();
             let mut walk = Walk {
                 shared: &shared,
                 jobs,
                 patterns,
-                sequential,
+                paths,
+                sequential: *sequential,
                 skipped: 0,
                 hasher,
                 moved: HashMap::new(),
@@ -515,8 +532,10 @@ impl Restore {
     }
 }
 
-/// The node of an archive's root, as the contract has it.
-const ROOT: Node = Node { at: 0, end: 0 };
+fn not_found(path: &[Vec<u8>]) -> EngineError {
+    let path = shown_path(&path.join(&b'/'));
+    EngineError::Refused(format!("there is no \"{path}\" in the archive"))
+}
 
 /// A directory of which nothing is known but where it lies.
 fn lost_directory(name: Vec<u8>, node: Node) -> Entry {
@@ -529,6 +548,7 @@ struct Walk<'a> {
     shared: &'a Arc<Shared>,
     jobs: Sender<Job>,
     patterns: &'a PatternList,
+    paths: &'a [Vec<Vec<u8>>],
     sequential: bool,
     /// directories entered below one that can't be restored
     skipped: u64,
@@ -603,13 +623,14 @@ impl Walk<'_> {
             fd: OnceLock::from(fd),
             shared: self.shared.clone(),
             depth: 0,
-            bare: root_problem.is_some(),
+            bare: root_problem.is_some() || !self.paths.is_empty(),
             is_new: AtomicBool::new(false),
         });
         let (wanted, root_node) = (self.patterns.is_empty(), root.node);
         let mut levels = vec![Level::new(dir, Vec::new(), wanted)];
         let walked = match root_problem {
             Some(failure) => Err(failure.into()),
+            None if !self.paths.is_empty() => return self.look_up(archive, &mut levels),
             None => self.walk(archive, &mut levels),
         };
         match walked {
@@ -623,6 +644,53 @@ impl Walk<'_> {
             }
             other => other,
         }
+    }
+
+    /// Each path, and what lies below it.
+    fn look_up(&mut self, archive: &mut dyn Archive, levels: &mut Vec<Level>) -> Result<()> {
+        let mut nodes = vec![Node::ROOT];
+        let mut open: &[Vec<u8>] = &[];
+        for path in self.paths {
+            let Some((name, above)) = path.split_last() else {
+                return self.below(archive, Node::ROOT, None, levels);
+            };
+            // Directories that this path shares with the one before stay open.
+            let shared = open.iter().zip(above).take_while(|(open, name)| open == name).count();
+            levels.truncate(1 + shared);
+            nodes.truncate(1 + shared);
+            open = above;
+            for name in &above[shared..] {
+                let entry = self.entry_of(archive, &nodes, path, name)?;
+                nodes.push(entry.node);
+                self.choose(levels, false);
+                self.event(archive, Event::Enter(entry), levels)?;
+            }
+            let entry = self.entry_of(archive, &nodes, path, name)?;
+            self.choose(levels, true);
+            self.child(archive, entry, levels)?;
+            if self.shared.is_over() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what comes next in the directory that is open is wanted.
+    fn choose(&self, levels: &mut [Level], wanted: bool) {
+        if let Some(top) = levels.last_mut() {
+            top.wanted = wanted;
+        }
+    }
+
+    fn entry_of(
+        &self,
+        archive: &mut dyn Archive,
+        nodes: &[Node],
+        path: &[Vec<u8>],
+        name: &[u8],
+    ) -> Result<Entry> {
+        let directory = *nodes.last().unwrap_or(&Node::ROOT);
+        archive.child(directory, name)?.ok_or_else(|| not_found(path))
     }
 
     /// Everything, in the order of the archive.
@@ -680,13 +748,14 @@ impl Walk<'_> {
         levels.truncate(nodes.len());
         while let (Some(level), Some(node)) = (levels.last(), nodes.pop()) {
             let after = level.last;
-            self.salvage_below(archive, node, after, levels)?;
+            self.below(archive, node, after, levels)?;
             levels.pop();
         }
         Ok(())
     }
 
-    fn salvage_below(
+    /// Everything in a directory behind `after`, through its table.
+    fn below(
         &mut self,
         archive: &mut dyn Archive,
         directory: Node,
@@ -712,22 +781,31 @@ impl Walk<'_> {
                         self.salvage_nameless(archive, node, levels)?;
                     }
                     Ok(entry) => {
-                        let node = entry.node;
-                        after = Some(node);
-                        let is_directory = entry.metadata.kind == EntryKind::Directory;
-                        let event = if is_directory { Event::Enter } else { Event::Leaf };
-                        self.event_or_trouble(archive, event(entry), levels)?;
-                        if is_directory && self.skipped == 0 {
-                            self.salvage_below(archive, node, None, levels)?;
-                        }
-                        if is_directory {
-                            self.event_or_trouble(archive, Event::Leave, levels)?;
-                        }
+                        after = Some(entry.node);
+                        self.child(archive, entry, levels)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// An entry of the directory that is open, and what lies below it.
+    fn child(
+        &mut self,
+        archive: &mut dyn Archive,
+        entry: Entry,
+        levels: &mut Vec<Level>,
+    ) -> Result<()> {
+        if entry.metadata.kind != EntryKind::Directory {
+            return self.event_or_trouble(archive, Event::Leaf(entry), levels);
+        }
+        let node = entry.node;
+        self.event_or_trouble(archive, Event::Enter(entry), levels)?;
+        if self.skipped == 0 {
+            self.below(archive, node, None, levels)?;
+        }
+        self.event_or_trouble(archive, Event::Leave, levels)
     }
 
     /// Where an entry is lost, but was a directory whose table is not, what is in that is restored
@@ -745,7 +823,7 @@ impl Walk<'_> {
         let name = format!("keepwell-lost-{}", node.at).into_bytes();
         self.event_or_trouble(archive, Event::Enter(lost_directory(name, node)), levels)?;
         if self.skipped == 0 {
-            self.salvage_below(archive, node, None, levels)?;
+            self.below(archive, node, None, levels)?;
         }
         self.event_or_trouble(archive, Event::Leave, levels)
     }
@@ -832,8 +910,11 @@ impl Walk<'_> {
         overwrites.then(|| self.hasher.hash_one(&entry.name))
     }
 
-    /// Whether the patterns select the file at this path.
+    /// Whether the file at this path is selected.
     fn selects(&self, path: &[Vec<u8>]) -> bool {
+        if !self.paths.is_empty() {
+            return self.paths.iter().any(|chosen| path.starts_with(chosen));
+        }
         let mut wanted = self.patterns.is_empty();
         let mut above = Vec::new();
         for (position, name) in path.iter().enumerate() {

@@ -1,14 +1,13 @@
 //! `catalog dump`.
 
+use super::opened::Opened;
 use super::snapshot::{snapshot_argument, snapshot_of};
-use crate::args::{namespace, namespace_of, repository};
-use crate::encryption::{CryptParameters, key_options, verified};
-use crate::repository::Repository;
+use crate::args::{namespace, repository};
+use crate::encryption::key_options;
 use crate::terminal::local_time;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
 use keepwell_engine::catalog::walk;
-use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::catalog::{CatalogError, CatalogKind};
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
@@ -31,11 +30,7 @@ pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
-    let mut parameters = CryptParameters::of(matches)?;
-    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
-    let reader = store.sessions().open(&namespace_of(matches), snapshot_of(matches)?)?;
-    let key = parameters.unlock()?;
-    let manifest = verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
+    let Opened { reader, manifest, key } = Opened::of(matches, &snapshot_of(matches)?.to_string())?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let written = walk(&reader, &manifest, key.as_ref(), &mut |path, entry| {
         let path = [&b"./"[..], &path.join(&b'/')].concat();

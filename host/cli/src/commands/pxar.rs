@@ -225,7 +225,8 @@ fn extract(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         ..output_of(matches)
     };
     let keep_going = !is_set(matches, "strict");
-    let request = RestoreRequest { options, patterns, keep_going, sequential };
+    let request =
+        RestoreRequest { options, patterns, keep_going, sequential, ..RestoreRequest::default() };
     let content = Arc::new(PlainContent(vec![bytes.clone()]));
     let target = path(matches, "target")?;
     let selects = !request.patterns.is_empty();

@@ -1,6 +1,7 @@
 //! `restore`.
 
 use super::cancel_on_signal;
+use super::opened::{StoredArchive, Streams, file_of, find_snapshot};
 use crate::args::{
     flag, is_set, limits, namespace, namespace_of, option, output_format, repository,
 };
@@ -11,27 +12,21 @@ use crate::output::write_out;
 use crate::plugins::{Loaded, Plugins};
 use crate::progress::{Progress, progress_option};
 use crate::repository::Repository;
-use crate::store::Store;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
 use keepwell_engine::catalog::walk;
-use keepwell_engine::list::newest;
 use keepwell_engine::output::OutputOptions;
 use keepwell_engine::pattern::PatternList;
 use keepwell_engine::report::{Report, shown_path};
-use keepwell_engine::restore::{
-    ContentSource, PlainContent, Restore, RestoreRequest, RestoreSummary, StoredContent,
-};
-use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
+use keepwell_engine::restore::{ContentSource, Restore, RestoreRequest, RestoreSummary};
+use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_engine::{Cancel, Counters, EngineError};
-use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveName, GroupId, Manifest, Namespace, SnapshotId};
+use keepwell_model::{ArchiveName, Manifest};
 use keepwell_seal::EncryptionKey;
 use keepwell_store::{SnapshotReader, StoreError};
 use std::ffi::{OsStr, OsString};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,15 +46,30 @@ pub(crate) fn output_options() -> Vec<Arg> {
     ]
 }
 
+/// Options of what need not succeed.
+pub(crate) fn ignore_options() -> [Arg; 7] {
+    [
+        flag("ignore-acls", "Do not restore access control lists"),
+        flag("ignore-xattrs", "Do not restore extended attributes"),
+        flag("ignore-fcaps", "Do not restore file capabilities"),
+        flag("ignore-ownership", "Do not restore owners and groups"),
+        flag("ignore-permissions", "Do not restore permissions"),
+        flag("ignore-extract-device-errors", "Go on when a device can't be made"),
+        flag("keep-going", "Go on after damage, and fail at the end"),
+    ]
+}
+
+pub(crate) fn snapshot_or_group() -> Arg {
+    Arg::new("snapshot")
+        .value_name("SNAPSHOT")
+        .help("TYPE/ID/TIME, or TYPE/ID for the newest finished one")
+        .required(true)
+}
+
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("restore")
         .about("Restore an archive of a snapshot")
-        .arg(
-            Arg::new("snapshot")
-                .value_name("SNAPSHOT")
-                .help("TYPE/ID/TIME, or TYPE/ID for the newest finished one")
-                .required(true),
-        )
+        .arg(snapshot_or_group())
         .arg(
             Arg::new("archive-name")
                 .value_name("ARCHIVE")
@@ -75,13 +85,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         )
         .arg(pattern_option())
         .args(output_options())
-        .arg(flag("ignore-acls", "Do not restore access control lists"))
-        .arg(flag("ignore-xattrs", "Do not restore extended attributes"))
-        .arg(flag("ignore-fcaps", "Do not restore file capabilities"))
-        .arg(flag("ignore-ownership", "Do not restore owners and groups"))
-        .arg(flag("ignore-permissions", "Do not restore permissions"))
-        .arg(flag("ignore-extract-device-errors", "Go on when a device can't be made"))
-        .arg(flag("keep-going", "Go on after damage, and fail at the end"))
+        .args(ignore_options())
         .arg(repository())
         .arg(namespace())
         .args(key_options())
@@ -137,22 +141,6 @@ pub(crate) fn output_of(matches: &ArgMatches) -> OutputOptions {
     }
 }
 
-/// The snapshot named, or the newest finished one of the group named.
-fn find_snapshot(store: &Store, namespace: &Namespace, given: &str) -> Result<SnapshotId> {
-    if given.matches('/').count() != 1 {
-        return Ok(given.parse()?);
-    }
-    let group: GroupId = given.parse()?;
-    let (found, skipped) = newest(store.snapshots(namespace, Some(&group))?)?;
-    for snapshot in &skipped {
-        tracing::info!("skipped not finished snapshot {snapshot}");
-    }
-    found.ok_or_else(|| match skipped.is_empty() {
-        true => anyhow!("backup group {group} does not contain any snapshots."),
-        false => anyhow!("backup group {group} does not contain any finished snapshots."),
-    })
-}
-
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let mut parameters = CryptParameters::of(matches)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
@@ -194,31 +182,28 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             false => write_new_file(target, &log),
         };
     }
-    // How archives of other types are kept their names do not tell.
-    let file = match manifest.file(&name).or_else(|| manifest.file_called(&given)) {
-        Some(file) => file,
-        None => find(&manifest, &name)?,
-    };
+    let file = file_of(&manifest, &given)?;
     let name = file.name.clone();
-    let (content, streams) = open_content(&reader, file, key.as_ref())?;
+    let content = StoredArchive::open(&reader, file, key.as_ref())?;
     if target == Path::new("-") {
         if !patterns.is_empty() || is_set(matches, "keep-going") {
             bail!("--pattern and --keep-going can't be used with the target '-'");
         }
         // Without the types: a broken pipe is no success, and no hint fits.
-        return write_content(&content).map_err(|error| anyhow!("{}", describe(&error)));
+        return content.write_out().map_err(|error| anyhow!("{}", describe(&error)));
     }
     let request = RestoreRequest {
         options: output_of(matches),
         patterns,
         keep_going: is_set(matches, "keep-going"),
-        sequential: false,
+        ..RestoreRequest::default()
     };
     match plugins.reader_for(name.archive_extension()) {
         Some(loaded) => {
             let selects = !request.patterns.is_empty();
             let began = Instant::now();
-            let extracted = extract(matches, loaded, streams, content.source(), request, target);
+            let extracted =
+                extract(matches, loaded, content.streams(), content.source(), request, target);
             if let Err(error) = &extracted
                 && !selects
                 && matches!(error.downcast_ref(), Some(EngineError::Incomplete(_)))
@@ -316,7 +301,10 @@ pub(crate) fn extract(
     target: &Path,
 ) -> Result<RestoreSummary> {
     let counters = Arc::new(Counters::default());
-    let total = streams.iter().filter_map(|stream| stream.size()).sum();
+    let total = match request.paths.is_empty() {
+        true => streams.iter().filter_map(|stream| stream.size()).sum(),
+        false => 0,
+    };
     counters.total.store(total, std::sync::atomic::Ordering::Relaxed);
     let cancel = cancel_on_signal();
     let (report, notices) = Report::new();
@@ -357,46 +345,6 @@ fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
             anyhow::Error::from(error).context(text)
         }
         other => other.into(),
-    }
-}
-
-/// An archive's content as the store has it.
-enum StoredArchive {
-    Chunked(Arc<ChunkedArchive>),
-    Blob(Arc<Vec<u8>>),
-}
-
-impl StoredArchive {
-    fn source(&self) -> Arc<dyn ContentSource> {
-        match self {
-            Self::Chunked(archive) => Arc::new(StoredContent(vec![archive.clone()])),
-            Self::Blob(bytes) => Arc::new(PlainContent(vec![Arc::new(BlobArchive(bytes.clone()))])),
-        }
-    }
-}
-
-pub(crate) type Streams = Vec<Arc<dyn RandomAccess>>;
-
-fn open_content(
-    reader: &Arc<dyn SnapshotReader>,
-    file: &ManifestFile,
-    key: Option<&Arc<EncryptionKey>>,
-) -> Result<(StoredArchive, Streams)> {
-    if file.name.kind() == ArchiveKind::Blob {
-        let bytes = Arc::new(read_blob(&**reader, file, key.map(|key| &**key))?);
-        let streams: Streams = vec![Arc::new(BlobArchive(bytes.clone()))];
-        return Ok((StoredArchive::Blob(bytes), streams));
-    }
-    let archive = Arc::new(ChunkedArchive::open(reader.clone(), file, key)?);
-    Ok((StoredArchive::Chunked(archive.clone()), vec![archive]))
-}
-
-fn write_content(content: &StoredArchive) -> Result<()> {
-    match content {
-        StoredArchive::Chunked(archive) => {
-            Ok(archive.write_to(&mut BufWriter::new(std::io::stdout().lock()))?)
-        }
-        StoredArchive::Blob(bytes) => write_out(bytes),
     }
 }
 

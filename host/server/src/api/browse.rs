@@ -12,9 +12,10 @@ use keepwell_engine::archive::ChunkedArchive;
 use keepwell_engine::browse::{self, ContentReader};
 use keepwell_engine::catalog;
 use keepwell_engine::error::Result;
-use keepwell_engine::plugin::{Archive, Content, Entry, EntryKind};
+use keepwell_engine::plugin::{Archive, Entry, EntryKind};
 use keepwell_engine::restore::{StoredContent, chain};
 use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
+use keepwell_engine::tar::{TarWriter, stored_size};
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::catalog::CatalogKind;
 use keepwell_model::manifest::CryptMode;
@@ -22,9 +23,7 @@ use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, Manifest};
 use keepwell_store::SnapshotReader;
 use serde_json::{Value, json};
-use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -171,14 +170,6 @@ fn zip_failed(error: zip::result::ZipError) -> EngineError {
     failed(io::Error::other(error))
 }
 
-/// Bytes that a header announces.
-fn stored_size(entry: &Entry) -> u64 {
-    match &entry.content {
-        Content::Stored(extents) => extents.iter().map(|extent| extent.length).sum(),
-        _ => entry.metadata.size,
-    }
-}
-
 impl Download {
     fn content_to(&mut self, entry: &Entry, out: &mut dyn Write) -> Result<()> {
         let mut content = ContentReader::new(&mut *self.archive, &self.content, entry);
@@ -215,58 +206,11 @@ impl Download {
         Ok(())
     }
 
-    /// With owners, times and modes; extended attributes and the like are left out, and a hard link
-    /// is one more file: what it links to may lie beyond the download.
     fn tar_to(&mut self, directory: &Entry, out: &mut dyn Write) -> Result<()> {
         let compressed = zstd::stream::Encoder::new(out, 0).map_err(failed)?;
-        let mut tar = tar::Builder::new(compressed);
-        let content = &self.content;
-        browse::walk(&mut *self.archive, directory.node, &mut |archive, path, entry| {
-            let entry = browse::resolve(archive, entry)?;
-            let path = path.join(&b'/');
-            let path = OsStr::from_bytes(&path);
-            let mut header = tar_header(&entry);
-            let appended = match entry.metadata.kind {
-                // A tar has no sockets.
-                EntryKind::Socket => Ok(()),
-                EntryKind::Symlink => {
-                    let target = entry.metadata.link_target.as_deref().unwrap_or_default();
-                    tar.append_link(&mut header, path, OsStr::from_bytes(target))
-                }
-                EntryKind::File => {
-                    header.set_size(stored_size(&entry));
-                    let reader = ContentReader::new(archive, content, &entry);
-                    tar.append_data(&mut header, path, reader)
-                }
-                _ => tar.append_data(&mut header, path, io::empty()),
-            };
-            appended.map_err(failed)
-        })?;
-        let compressed = tar.into_inner().map_err(failed)?;
-        compressed.finish().map_err(failed)?;
+        let mut tar = TarWriter::new(compressed, &self.content);
+        tar.add_below(&mut *self.archive, directory.node, b"")?;
+        tar.finish()?.finish().map_err(failed)?;
         Ok(())
     }
-}
-
-fn tar_header(entry: &Entry) -> tar::Header {
-    let metadata = &entry.metadata;
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(metadata.mode & 0o7777);
-    header.set_uid(metadata.owner.into());
-    header.set_gid(metadata.group.into());
-    header.set_mtime(u64::try_from(metadata.modified.seconds).unwrap_or(0));
-    header.set_size(0);
-    header.set_entry_type(match metadata.kind {
-        EntryKind::Directory => tar::EntryType::Directory,
-        EntryKind::File => tar::EntryType::Regular,
-        EntryKind::Symlink => tar::EntryType::Symlink,
-        EntryKind::BlockDevice => tar::EntryType::Block,
-        EntryKind::CharacterDevice => tar::EntryType::Char,
-        EntryKind::Fifo | EntryKind::Socket => tar::EntryType::Fifo,
-    });
-    if let Some((major, minor)) = metadata.device {
-        // A GNU header has room for them.
-        let _ = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
-    }
-    header
 }

@@ -1,0 +1,203 @@
+//! `find`: which snapshots of a group hold a file. Only their catalogs are read.
+
+use super::restore::selection;
+use crate::args::{namespace, namespace_of, option, output_options, parsed, repository};
+use crate::encryption::{CryptParameters, key_options, verified};
+use crate::output::{check_format, column, left, print};
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use crate::terminal::{CTIME, local_time, node_name};
+use anyhow::{Result, anyhow, bail};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use keepwell_engine::catalog::walk;
+use keepwell_engine::pattern::{PatternList, Verdict};
+use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
+use keepwell_engine::report::shown_path;
+use keepwell_engine::snapshot::UnverifiedManifest;
+use keepwell_model::catalog::CatalogKind;
+use keepwell_model::{ArchiveName, GroupId, Manifest, SnapshotId};
+use keepwell_seal::EncryptionKey;
+use keepwell_store::SnapshotReader;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    Command::new("find")
+        .about("Find files in all snapshots of a group")
+        .arg(
+            Arg::new("pattern")
+                .value_name("PATTERN")
+                .help("As for `restore --pattern`: '*.conf', '/etc/**/*.conf', 'dir/'")
+                .required(true)
+                .value_parser(value_parser!(OsString)),
+        )
+        .arg(
+            Arg::new("group")
+                .value_name("GROUP")
+                .help("TYPE/ID [default: host/ and this host's name]")
+                .value_parser(parsed::<GroupId>()),
+        )
+        .arg(option("archive", "ARCHIVE", "Only in this archive, such as root.pxar"))
+        .arg(repository())
+        .arg(namespace())
+        .args(key_options())
+        .args(output_options(plugins))
+}
+
+/// Where a file was found: an archive as users call it, and the path in it.
+type Place = (String, Vec<u8>);
+
+struct Found {
+    snapshot: SnapshotId,
+    kind: CatalogKind,
+    /// against the snapshot before, of those that have a catalog
+    change: &'static str,
+}
+
+#[derive(Default)]
+struct Search {
+    patterns: PatternList,
+    archive: Option<ArchiveName>,
+    /// by place, oldest first
+    found: BTreeMap<Place, Vec<Found>>,
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    check_format(plugins, matches)?;
+    let mut parameters = CryptParameters::of(matches)?;
+    let Some(pattern) = matches.get_one::<OsString>("pattern") else { bail!("missing argument") };
+    let archive = matches.get_one::<String>("archive");
+    let mut search = Search {
+        patterns: selection(std::iter::once(pattern.as_bytes()))?,
+        archive: archive.map(|given| ArchiveName::from_user(given)).transpose()?,
+        ..Search::default()
+    };
+    let group = match matches.get_one::<GroupId>("group") {
+        Some(group) => group.clone(),
+        None => format!("host/{}", node_name()).parse()?,
+    };
+    let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
+    let namespace = namespace_of(matches);
+    let catalog = ArchiveName::catalog();
+    let mut items = store.snapshots(&namespace, Some(&group))?;
+    items.sort_by_key(|item| item.backup_time);
+    items.retain(|item| {
+        let has = |name: &ArchiveName| item.files.iter().any(|file| file.filename == name.as_str());
+        has(&catalog) && has(&ArchiveName::manifest())
+    });
+    if items.is_empty() {
+        bail!("no snapshot of {group} has a catalog: `keepwell list` shows what there is");
+    }
+    let key = parameters.unlock()?;
+    let (mut before, mut unread) = (None, 0);
+    for item in items {
+        let snapshot = item.snapshot()?;
+        let searched = store.sessions().open(&namespace, &snapshot).map_err(Into::into);
+        let searched = searched.and_then(|reader| {
+            let manifest =
+                verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
+            search.search(&reader, &manifest, key.as_ref(), before.as_ref())
+        });
+        match searched {
+            Ok(()) => before = Some(snapshot),
+            // The others may be sound, or have another key.
+            Err(error) => {
+                unread += 1;
+                let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+                tracing::info!("{snapshot}: {}", causes.join(": "));
+            }
+        }
+    }
+    print(plugins, matches, &search.document())?;
+    match unread {
+        0 => Ok(()),
+        _ => Err(anyhow!("{unread} snapshots could not be searched")),
+    }
+}
+
+impl Search {
+    fn search(
+        &mut self,
+        reader: &Arc<dyn SnapshotReader>,
+        manifest: &Manifest,
+        key: Option<&Arc<EncryptionKey>>,
+        before: Option<&SnapshotId>,
+    ) -> Result<()> {
+        let mut new = Vec::new();
+        walk(reader, manifest, key, &mut |path, entry| {
+            let Some((archive, path)) = path.split_first() else { return Ok(()) };
+            let is_other = |wanted: &ArchiveName| wanted.as_str().as_bytes() != &archive[..];
+            if path.is_empty() || self.archive.as_ref().is_some_and(is_other) {
+                return Ok(());
+            }
+            let whole = [b"/", &path.join(&b'/')[..]].concat();
+            let is_directory = matches!(entry.kind, CatalogKind::Directory { .. });
+            if self.patterns.judge(&whole, is_directory) == Verdict::Include {
+                new.push(((user_name(archive), whole), entry.kind.clone()));
+            }
+            Ok(())
+        })?;
+        for (place, kind) in new {
+            let rows = self.found.entry(place).or_default();
+            let last = rows.last().filter(|last| Some(&last.snapshot) == before);
+            let change = match last {
+                None => "new",
+                Some(last) if is_same(&last.kind, &kind) => "same",
+                Some(_) => "changed",
+            };
+            rows.push(Found { snapshot: reader.snapshot().clone(), kind, change });
+        }
+        Ok(())
+    }
+
+    fn document(&self) -> Document {
+        let (mut data, mut rows) = (Vec::new(), Vec::new());
+        for ((archive, path), found) in &self.found {
+            for Found { snapshot, kind, change } in found {
+                let path = shown_path(path);
+                let mut item = json!({
+                    "archive": archive,
+                    "path": path,
+                    "snapshot": snapshot.to_string(),
+                    "type": char::from(kind.letter()).to_string(),
+                    "change": change,
+                });
+                let mut row = item.clone();
+                if let CatalogKind::File { size, modified } = kind {
+                    item["size"] = (*size).into();
+                    item["mtime"] = (*modified).into();
+                    row["size"] = (*size).into();
+                    row["modified"] = local_time(*modified, CTIME).into();
+                }
+                data.push(item);
+                rows.push(row);
+            }
+        }
+        let columns = vec![
+            left("archive"),
+            left("path"),
+            left("snapshot"),
+            left("type"),
+            column("size", Alignment::Right, Rendering::Bytes),
+            left("modified"),
+            left("change"),
+        ];
+        let display = Some(Value::Array(rows));
+        Document { data: data.into(), display, layout: Layout::Table(columns) }
+    }
+}
+
+/// As far as a catalog tells: of directories nothing but that they are there.
+fn is_same(one: &CatalogKind, other: &CatalogKind) -> bool {
+    let is_directory = |kind: &CatalogKind| matches!(kind, CatalogKind::Directory { .. });
+    one == other || is_directory(one) && is_directory(other)
+}
+
+/// What users call the archive of this name in a catalog.
+fn user_name(archive: &[u8]) -> String {
+    let text = String::from_utf8_lossy(archive).into_owned();
+    text.parse::<ArchiveName>().map_or(text, |name| name.user_name().to_owned())
+}
