@@ -31,6 +31,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long nothing may move while an answer is awaited. A server that syncs slow disks at the end
 /// of a backup takes its time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Larger frames than the processor's caches hold are dear: each is collected before it is used.
+const FRAME_BYTES: u32 = 256 << 10;
 /// Bytes sent at once: what has moved is counted by these.
 const PART_BYTES: usize = 256 << 10;
 /// Bytes sent at once where there is a limit.
@@ -39,6 +41,8 @@ const LIMITED_BYTES: usize = 32 << 10;
 const QUERY_BYTES_MAX: usize = 4096;
 /// The longest answer that is no file.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Room taken for an answer because of what its head says.
+const ROOM_BYTES_MAX: usize = 17 << 20;
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Bytes on their way to the server, perhaps slowed down.
@@ -134,7 +138,7 @@ impl Session {
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES_MAX)
+            .max_frame_size(FRAME_BYTES)
             .max_send_buf_size(FRAME_BYTES_MAX as usize)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT);
@@ -198,14 +202,13 @@ impl Session {
     }
 
     async fn receive(&self, mut body: Incoming, bytes_max: usize) -> Result<Bytes> {
-        let mut parts: Vec<Bytes> = Vec::new();
-        let mut length = 0;
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        let mut bytes = Vec::with_capacity(announced.min(bytes_max).min(ROOM_BYTES_MAX));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|source| self.client.lost(Some(source)))?;
             let Ok(part) = frame.into_data() else { continue };
             self.moved.note();
-            length += part.len();
-            if length > bytes_max {
+            if bytes.len() + part.len() > bytes_max {
                 return Err(Error::protocol(format!(
                     "the server sent more than {bytes_max} bytes"
                 )));
@@ -215,12 +218,9 @@ impl Session {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
-            parts.push(part);
+            bytes.extend_from_slice(&part);
         }
-        Ok(match parts.len() {
-            1 => parts.remove(0),
-            _ => parts.concat().into(),
-        })
+        Ok(bytes.into())
     }
 
     /// At most `bytes_max` bytes.
