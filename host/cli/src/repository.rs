@@ -40,6 +40,12 @@ impl FromStr for Repository {
             if path.is_empty() {
                 bail!("repository 'file:' names no directory");
             }
+            if path.len() == given.len() && looks_like_server(path) {
+                bail!(
+                    "'{given}' looks like a server and is a path: write ':' before the datastore, or \
+                     './{given}' for a directory"
+                );
+            }
             return Ok(Self::Local { path: path.into(), given: given.to_owned() });
         }
         let server = parse_server(given).filter(|_| given.len() <= LENGTH_MAX);
@@ -48,6 +54,11 @@ impl FromStr for Repository {
         })?;
         Ok(Self::Server(server))
     }
+}
+
+/// A relative path whose first name has what separates the parts of a server's repository.
+fn looks_like_server(path: &str) -> bool {
+    path.split('/').next().is_some_and(|first| first.contains(['@', ':']))
 }
 
 fn parse_server(given: &str) -> Option<ServerRepository> {
@@ -237,12 +248,23 @@ mod tests {
 
     #[test]
     fn a_path_is_a_local_repository() {
-        for (given, path) in
-            [("/srv/b", "/srv/b"), ("./b", "./b"), ("file:b", "b"), ("a:b/c", "a:b/c")]
-        {
+        for (given, path) in [
+            ("/srv/b", "/srv/b"),
+            ("./b", "./b"),
+            ("file:b", "b"),
+            ("./a:b/c", "./a:b/c"),
+            ("b/me@x", "b/me@x"),
+        ] {
             let expected = Repository::Local { path: path.into(), given: given.into() };
             assert_eq!(given.parse::<Repository>().unwrap(), expected);
         }
         assert!("file:".parse::<Repository>().is_err());
+        for mistyped in ["me@pbs@host:8007/store1", "https://host:8007/store1", "host:8007/store1"]
+        {
+            let error = mistyped.parse::<Repository>().unwrap_err().to_string();
+            assert!(error.contains("looks like a server") && error.contains(mistyped), "{error}");
+        }
+        let anyway = "file:https://x".parse::<Repository>().unwrap();
+        assert!(matches!(anyway, Repository::Local { .. }));
     }
 }
