@@ -6,8 +6,8 @@
 use crate::input::attributes::{fat_attributes, fsxattr, set_fat_attributes, set_fsxattr};
 use crate::plugin::{EntryKind, ExtendedAttribute, Metadata};
 use rustix::fs::{
-    AtFlags, FileType, IFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT,
-    XattrFlags,
+    AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps,
+    UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -85,6 +85,13 @@ pub(crate) struct NewFile {
     pub(crate) temporary: Option<Vec<u8>>,
 }
 
+/// A name for what is not complete yet.
+pub(crate) fn temporary_name() -> Vec<u8> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!(".keepwell-{}-{number}.tmp", std::process::id()).into_bytes()
+}
+
 /// Makes a file of this length, all of it a hole. What has its name stays as it is until the new
 /// one is complete, see [`put_in_place`].
 pub(crate) fn make_file(
@@ -103,9 +110,7 @@ pub(crate) fn make_file(
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Err(Trouble { step: "overwrite a directory with a file", error: Errno::ISDIR });
         }
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let hidden = format!(".keepwell-{}-{number}.tmp", std::process::id()).into_bytes();
+        let hidden = temporary_name();
         made = rustix::fs::openat(parent, &hidden[..], flags, mode);
         temporary = Some(hidden);
     }
@@ -128,7 +133,28 @@ pub(crate) fn make_file(
     Ok(NewFile { file: fd.into(), temporary })
 }
 
-/// Gives a complete file its name.
+/// Gives a complete file its name, which nothing has.
+pub(crate) fn put_in_new_place(
+    parent: BorrowedFd<'_>,
+    temporary: &[u8],
+    name: &[u8],
+) -> Outcome<()> {
+    let flags = RenameFlags::NOREPLACE;
+    let renamed = match rustix::fs::renameat_with(parent, temporary, parent, name, flags) {
+        // Not all file systems can.
+        Err(Errno::INVAL) => match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(_) => rustix::fs::renameat(parent, temporary, parent, name),
+        },
+        other => other,
+    };
+    renamed.map_err(|error| {
+        let _ = rustix::fs::unlinkat(parent, temporary, AtFlags::empty());
+        Trouble { step: "create file", error }
+    })
+}
+
+/// Gives a complete file its name, and takes it from what has it.
 pub(crate) fn put_in_place(parent: BorrowedFd<'_>, temporary: &[u8], name: &[u8]) -> Outcome<()> {
     let rename = || rustix::fs::renameat(parent, temporary, parent, name);
     // What is there may be immutable or append-only; it is to go.

@@ -14,9 +14,11 @@ use crate::progress::{Cancel, Counters};
 use crate::report::shown_path;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -354,7 +356,8 @@ impl OpenFile {
             false => output::apply(fd, &self.metadata, &shared.options).map_err(trouble),
         };
         if let Some(temporary) = &self.temporary {
-            let placed = output::put_in_place(self.dir.open()?, temporary, &self.name);
+            let place = if self.bare { output::put_in_new_place } else { output::put_in_place };
+            let placed = place(self.dir.open()?, temporary, &self.name);
             placed.map_err(|failed| {
                 shared.note(self.node, Fate::Missing);
                 trouble(failed)
@@ -1114,9 +1117,15 @@ impl Walk<'_> {
             let problem = "is a device: restore to '-' and write that to it (… - > DEVICE)";
             return Err(EngineError::Refused(format!("'{shown}' {problem}")));
         }
-        let file = options.write(true).create_new(true).open(target).map_err(cannot())?;
+        if target.symlink_metadata().is_ok() {
+            return Err(cannot()(std::io::Error::from(rustix::io::Errno::EXIST)));
+        }
+        // Under its name it would look complete, whatever ends the restore.
+        let temporary = output::temporary_name();
+        let written_as = parent.join(OsStr::from_bytes(&temporary));
+        let file = options.write(true).create_new(true).open(&written_as).map_err(cannot())?;
         file.set_len(root.metadata.size).map_err(|error| {
-            let _ = std::fs::remove_file(target);
+            let _ = std::fs::remove_file(&written_as);
             cannot()(error)
         })?;
         let fd = OwnedFd::from(File::open(&parent).map_err(cannot())?);
@@ -1133,10 +1142,10 @@ impl Walk<'_> {
         let file = OpenFile {
             dir,
             node: root.node,
-            name: std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec(),
+            name: name.as_bytes().to_vec(),
             metadata: root.metadata.clone(),
             file,
-            temporary: None,
+            temporary: Some(temporary),
             damaged: AtomicBool::new(false),
             bare: true,
         };
