@@ -15,6 +15,7 @@ mod find;
 mod garbage;
 mod golden;
 mod hostile;
+mod interrupt;
 mod keys;
 mod manage;
 mod plugins;

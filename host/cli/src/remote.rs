@@ -3,6 +3,7 @@
 
 use crate::repository::ServerRepository;
 use crate::secrets::{from_environment, login_password};
+use crate::signals::interrupt;
 use crate::terminal::{config_dir, now, run_dir};
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
@@ -127,6 +128,7 @@ fn connect(
         limit: limit(matches)?,
         cache: ticket_cache().filter(|_| !is_token),
         now,
+        interrupt: interrupt(),
     };
     let client = Client::new(options)?;
     login(&client, server, with_cache)?;

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_default, register_conditional_shutdown};
 use signal_hook::low_level::unregister;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Those that stand for the default actions.
 static DEFAULTS: Mutex<Vec<SigId>> = Mutex::new(Vec::new());
@@ -26,10 +26,16 @@ fn forget_defaults() {
     });
 }
 
+/// Set when one came after [`cancel_on_signal`].
+pub(crate) fn interrupt() -> Arc<AtomicBool> {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    FLAG.get_or_init(Arc::default).clone()
+}
+
 /// They ask to stop; the second time they stop.
 pub(crate) fn cancel_on_signal() -> Cancel {
     forget_defaults();
-    let flag = Arc::new(AtomicBool::new(false));
+    let flag = interrupt();
     for signal in heard() {
         let _ = register_conditional_shutdown(signal, 255, flag.clone());
         let _ = register(signal, flag.clone());

@@ -50,8 +50,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+    fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.run(future)
     }
 }
 
@@ -313,8 +313,9 @@ impl ChunkStore for RemoteChunks {
         }
         let weight = u32::try_from(stored_bytes).unwrap_or(u32::MAX);
         let weight = weight.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX);
-        let room = uploads.shared.block_on(uploads.shared.room.clone().acquire_many_owned(weight));
-        let room = room.map_err(|_| Error::protocol("the session is over"))?;
+        let room = uploads.shared.room.clone().acquire_many_owned(weight);
+        let over = |_| Error::protocol("the session is over");
+        let room = uploads.shared.block_on(async { room.await.map_err(over) })?;
         let body = Bytes::from(chunk.parts().concat());
         let (query, path) = (uploads.query(chunk), uploads.kind.path("chunk"));
         let uploads = uploads.clone();

@@ -6,7 +6,7 @@ use crate::connect::{Attempt, Place, Proxy, connect};
 use crate::error::{Error, Result};
 use crate::fingerprint::{Fingerprint, KnownServers};
 use crate::limit::RateLimit;
-use crate::network::Network;
+use crate::network::{Interrupt, Network};
 use crate::query::Query;
 use crate::session::{Moved, Payload, Session};
 use crate::{USER_AGENT, ticket};
@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use keepwell_model::AuthId;
 use serde_json::Value;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -69,6 +70,8 @@ pub struct ClientOptions {
     pub cache: Option<TicketCache>,
     /// Unix seconds
     pub now: fn() -> i64,
+    /// set when the user wants to stop: nothing waits any longer then
+    pub interrupt: Arc<AtomicBool>,
 }
 
 /// How requests show who they come from.
@@ -85,6 +88,7 @@ pub(crate) struct Inner {
     confirmed: Mutex<Option<Fingerprint>>,
     idle: tokio::sync::Mutex<Option<http1::SendRequest<Payload>>>,
     pub(crate) limit: Option<Arc<RateLimit>>,
+    pub(crate) interrupt: Interrupt,
 }
 
 /// A client of one server. Its calls block; they may come from any thread.
@@ -115,7 +119,7 @@ impl<'a> Call<'a> {
 
 impl Client {
     pub fn new(mut options: ClientOptions) -> Result<Self> {
-        let runtime = Network::start()?;
+        let runtime = Network::start(options.interrupt.clone())?;
         if let Some(proxy) = &options.proxy {
             tracing::info!("Using proxy connection: {}", proxy.address());
         }
@@ -126,6 +130,7 @@ impl Client {
             confirmed: Mutex::default(),
             idle: tokio::sync::Mutex::default(),
             limit,
+            interrupt: runtime.interrupt().clone(),
         };
         Ok(Self { inner: Arc::new(inner), runtime: Arc::new(runtime) })
     }
@@ -200,8 +205,8 @@ impl Client {
         Ok(BareSession { session, runtime: self.runtime.clone() })
     }
 
-    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.run(future)
     }
 }
 
@@ -217,7 +222,7 @@ impl BareSession {
         let method = method.parse().map_err(|_| Error::protocol("no method"))?;
         let kind = if method == Method::PUT { JSON } else { BYTES };
         let call = self.session.call(method, target, (kind, body.into()), ANSWER_BYTES_MAX);
-        Ok(self.runtime.block_on(call)?.into())
+        Ok(self.runtime.run(call)?.into())
     }
 }
 
@@ -314,8 +319,10 @@ impl Inner {
         let place = self.place();
         let Trust { expected, known, confirm } = &self.options.trust;
         let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let stored = || known.as_ref().and_then(|known| known.find(&place.host));
-        let expected = confirmed.or(*expected).or_else(stored);
+        let expected = match (confirmed.or(*expected), known) {
+            (None, Some(known)) => known.find(&place.host)?,
+            (expected, _) => expected,
+        };
         let stream = match connect(&place, expected).await? {
             Attempt::Connected(stream) => stream,
             Attempt::Untrusted(presented) => {

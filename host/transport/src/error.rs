@@ -26,6 +26,8 @@ pub enum Error {
     /// The server's own words.
     #[error("{message}")]
     Status { status: u16, message: String },
+    #[error("interrupted")]
+    Interrupted,
     #[error("{0} timed out")]
     Timeout(&'static str),
     #[error("connection to {address} was lost")]

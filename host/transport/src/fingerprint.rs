@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use keepwell_store::files::{self, Existing};
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -65,23 +66,37 @@ impl KnownServers {
         Self { path }
     }
 
-    /// What was confirmed for a server; lines that make no sense are passed over.
-    pub fn find(&self, server: &str) -> Option<Fingerprint> {
-        let text = fs::read_to_string(&self.path).ok()?;
-        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-        let (_, fingerprint) = lines.find(|(name, _)| *name == server)?;
-        fingerprint.parse().ok()
+    /// The file's lines; none where there is no file.
+    fn lines(&self) -> Result<Vec<Vec<u8>>> {
+        let bytes = match fs::read(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(Error::file("read", &self.path))?,
+        };
+        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        Ok(lines.map(<[u8]>::to_vec).collect())
     }
 
-    /// Adds or replaces one.
+    /// What was confirmed for a server; lines that make no sense are passed over. A file that can't
+    /// be read is an error: what was confirmed must not be forgotten.
+    pub fn find(&self, server: &str) -> Result<Option<Fingerprint>> {
+        let of_it = |line: &Vec<u8>| {
+            let line = std::str::from_utf8(line).ok()?;
+            let (name, fingerprint) = line.split_once(' ')?;
+            (name == server).then(|| fingerprint.parse().ok())
+        };
+        Ok(self.lines()?.iter().find_map(of_it).flatten())
+    }
+
+    /// Adds or replaces one; all other lines stay.
     pub fn store(&self, server: &str, fingerprint: &Fingerprint) -> Result<()> {
-        let old = fs::read_to_string(&self.path).unwrap_or_default();
-        let others = old.lines().filter(|line| {
-            line.split_once(' ').is_some_and(|(name, _)| name != server && !name.is_empty())
-        });
-        let mut text: String = others.map(|line| format!("{line}\n")).collect();
-        text += &format!("{server} {fingerprint}\n");
-        write_private(&self.path, text.as_bytes())
+        let start = format!("{server} ");
+        let mut bytes = Vec::new();
+        for line in self.lines()?.iter().filter(|line| !line.starts_with(start.as_bytes())) {
+            bytes.extend(line);
+            bytes.push(b'\n');
+        }
+        bytes.extend(format!("{server} {fingerprint}\n").into_bytes());
+        write_private(&self.path, &bytes)
     }
 }
 
@@ -115,13 +130,30 @@ mod tests {
     fn confirmed_servers_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let known = KnownServers::new(dir.path().join("a/fingerprints"));
-        assert_eq!(known.find("one"), None);
+        assert_eq!(known.find("one").unwrap(), None);
         let (first, second) = (Fingerprint::of(b"1"), Fingerprint::of(b"2"));
         known.store("one", &first).unwrap();
         known.store("two", &second).unwrap();
         known.store("one", &second).unwrap();
-        assert_eq!((known.find("one"), known.find("two")), (Some(second), Some(second)));
+        let found = |name: &str| known.find(name).unwrap();
+        assert_eq!((found("one"), found("two")), (Some(second), Some(second)));
         let text = fs::read_to_string(dir.path().join("a/fingerprints")).unwrap();
         assert_eq!(text.lines().count(), 2);
+    }
+    #[test]
+    fn a_line_of_rubbish_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fingerprints");
+        let known = KnownServers::new(path.clone());
+        let (first, second) = (Fingerprint::of(b"1"), Fingerprint::of(b"2"));
+        let text = [b"\xff\n one\n", format!("one {first}\n").as_bytes(), b"# note"].concat();
+        fs::write(&path, text).unwrap();
+        assert_eq!(known.find("one").unwrap(), Some(first));
+        known.store("two", &second).unwrap();
+        assert_eq!(known.find("one").unwrap(), Some(first), "it stays");
+        assert!(fs::read(&path).unwrap().starts_with(b"\xff\n one\n"), "and so does the rest");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(known.find("one").is_err(), "what was confirmed is not forgotten");
     }
 }

@@ -167,12 +167,14 @@ impl RemoteReader {
             loop {
                 let Some(pause) = pauses.next() else { return Err(error) };
                 tracing::warn!("{error}: connecting again");
-                std::thread::sleep(Duration::from_secs(*pause));
+                let pause = Duration::from_secs(*pause);
+                self.client.block_on(async {
+                    tokio::time::sleep(pause).await;
+                    Ok(())
+                })?;
                 match self.reopen(generation) {
                     Ok(()) => break,
-                    Err(Error::Status { status, message }) => {
-                        return Err(Error::Status { status, message });
-                    }
+                    Err(error @ (Error::Status { .. } | Error::Interrupted)) => return Err(error),
                     Err(_) => {}
                 }
             }
@@ -221,7 +223,10 @@ impl ChunkStore for RemoteReader {
             self.ask_ahead(digest);
         }
         // What went wrong ahead of time is tried again.
-        if let Some(Ok(Ok(bytes))) = coming.map(|coming| self.client.block_on(coming)) {
+        let gone = |_| Error::protocol("nobody asks for it any more");
+        let coming = coming
+            .map(|coming| self.client.block_on(async { coming.await.map_err(gone).flatten() }));
+        if let Some(Ok(bytes)) = coming {
             return Ok(bytes.into());
         }
         Ok(self.fetch("chunk", &chunk_query(digest), CHUNK_BYTES_MAX)?)
