@@ -8,7 +8,7 @@ use crate::snapshot::read_index;
 use crossbeam_channel::bounded;
 use keepwell_model::manifest::{CryptMode, ManifestFile};
 use keepwell_model::{ArchiveName, ChunkDigest, Index};
-use keepwell_seal::{EncryptionKey, Opener};
+use keepwell_seal::{EncryptionKey, Opener, Plaintext};
 use keepwell_store::SnapshotReader;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ enum Slot {
     /// Some thread is at it.
     Loading,
     Ready {
-        bytes: Arc<Vec<u8>>,
+        bytes: Arc<Plaintext>,
         used: u64,
     },
 }
@@ -78,7 +78,7 @@ impl ChunkedArchive {
     }
 
     /// The plain bytes of the chunk at `position`, verified.
-    pub fn chunk(&self, position: usize) -> Result<Arc<Vec<u8>>> {
+    pub fn chunk(&self, position: usize) -> Result<Arc<Plaintext>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             cache.clock += 1;
@@ -107,7 +107,7 @@ impl ChunkedArchive {
         loaded
     }
 
-    fn load(&self, position: usize) -> Result<Arc<Vec<u8>>> {
+    fn load(&self, position: usize) -> Result<Arc<Plaintext>> {
         let range = self.index.chunk(position).ok_or(EngineError::Worker)?;
         let damaged = |digest: ChunkDigest, problem: String| EngineError::ChunkDamaged {
             digest,
@@ -156,7 +156,7 @@ impl ChunkedArchive {
                 let work = work.clone();
                 scope.spawn(move || {
                     for (position, answer) in work {
-                        let answer: crossbeam_channel::Sender<Result<Arc<Vec<u8>>>> = answer;
+                        let answer: crossbeam_channel::Sender<Result<Arc<Plaintext>>> = answer;
                         let _ = answer.send(self.load(position));
                     }
                 });
@@ -188,7 +188,7 @@ pub struct Part {
 }
 
 impl Cache {
-    fn insert(&mut self, position: usize, bytes: Arc<Vec<u8>>) {
+    fn insert(&mut self, position: usize, bytes: Arc<Plaintext>) {
         self.bytes += bytes.len();
         let used = self.clock;
         self.slots.insert(position, Slot::Ready { bytes, used });

@@ -13,6 +13,7 @@ use crate::plugin::{Archive, Content, Entry, EntryKind, Event, Extent, Failure, 
 use crate::progress::{Cancel, Counters};
 use crate::report::shown_path;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use keepwell_seal::Plaintext;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -72,7 +73,7 @@ pub struct ContentPart {
 
 /// Bytes of a part.
 pub struct Fetched {
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<Plaintext>,
     pub from: usize,
     pub to: usize,
 }
@@ -131,7 +132,7 @@ impl ContentSource for PlainContent {
             let problem = format!("the archive ends before byte {}", part.to);
             return Err(Failure::Corrupt(problem).into());
         }
-        Ok(Fetched { bytes: Arc::new(bytes), from: 0, to: length })
+        Ok(Fetched { bytes: Arc::new(bytes.into()), from: 0, to: length })
     }
 }
 

@@ -19,4 +19,4 @@ pub use chunker::{Chunker, ChunkerError};
 pub use key::{EncryptionKey, Protection};
 pub use key_file::{KdfKind, KeyFile, KeyFileError, KeyTime};
 pub use master_key::{MasterKey, MasterKeyError, MasterPublicKey};
-pub use sealer::{OpenError, Opener, SealError, Sealer};
+pub use sealer::{OpenError, Opener, Plaintext, SealError, Sealer};

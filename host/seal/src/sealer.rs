@@ -7,6 +7,7 @@ use keepwell_model::blob::{
 use keepwell_model::{Blob, BlobKind, ChunkDigest, SealedChunk};
 use sha2::{Digest, Sha256};
 use std::io;
+use std::ops::Deref;
 use zstd::bulk::{Compressor, Decompressor};
 
 /// The reference's level: frames of any level can be read.
@@ -126,6 +127,36 @@ impl Sealer {
     }
 }
 
+/// What was sealed. Where it was not compressed, it lies behind its envelope: moving it to the front would
+/// be a copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plaintext {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Deref for Plaintext {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for Plaintext {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, start: 0 }
+    }
+}
+
+impl From<Plaintext> for Vec<u8> {
+    fn from(plain: Plaintext) -> Self {
+        let mut bytes = plain.bytes;
+        bytes.drain(..plain.start.min(bytes.len()));
+        bytes
+    }
+}
+
 /// Opens. Holds a decompressor: make one for each thread and keep it.
 pub struct Opener {
     decompressor: Decompressor<'static>,
@@ -144,7 +175,7 @@ impl Opener {
         digest: &ChunkDigest,
         length: u64,
         key: Option<&EncryptionKey>,
-    ) -> Result<Vec<u8>, OpenError> {
+    ) -> Result<Plaintext, OpenError> {
         let blob = Blob::parse(bytes)?;
         match (blob.kind().is_encrypted(), key) {
             (true, None) => return Err(OpenError::Encrypted),
@@ -203,7 +234,7 @@ impl Opener {
             let size = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
             size.and_then(|size| usize::try_from(size).ok()).unwrap_or(BLOB_BYTES_MAX)
         };
-        self.unpack(blob, key, stated_size)
+        Ok(self.unpack(blob, key, stated_size)?.into())
     }
 
     /// `limit` says how long the content of a frame may be.
@@ -212,7 +243,7 @@ impl Opener {
         blob: Blob,
         key: Option<&EncryptionKey>,
         limit: impl Fn(&[u8]) -> usize,
-    ) -> Result<Vec<u8>, OpenError> {
+    ) -> Result<Plaintext, OpenError> {
         let kind = blob.kind();
         let mut bytes = blob.into_bytes();
         if kind.is_encrypted() {
@@ -224,12 +255,12 @@ impl Opener {
             key.cipher().decrypt(iv, tag, sealed)?;
         }
         if !kind.is_compressed() {
-            bytes.drain(..kind.header_bytes());
-            return Ok(bytes);
+            return Ok(Plaintext { bytes, start: kind.header_bytes() });
         }
         let frame = &bytes[kind.header_bytes()..];
         let limit = limit(frame).min(BLOB_BYTES_MAX);
-        self.decompressor.decompress(frame, limit).map_err(OpenError::Decompress)
+        let plain = self.decompressor.decompress(frame, limit).map_err(OpenError::Decompress)?;
+        Ok(plain.into())
     }
 }
 
@@ -243,6 +274,17 @@ mod tests {
     fn four_mebibytes_of_zeros_have_the_known_digest() {
         let expected = "bb9f8df61474d25e71fa00722318cd387396ca1736605e1248821cc0de3d3af8";
         assert_eq!(Sealer::digest(&vec![0; 4 << 20], None).to_string(), expected);
+    }
+
+    #[test]
+    fn what_lies_behind_an_envelope_is_what_was_sealed() {
+        for plain in [&b"hello"[..], b""] {
+            let blob = Sealer::new().unwrap().seal(plain, None).unwrap();
+            let opened = Opener::new().unwrap().unpack(blob, None, |_| 0).unwrap();
+            assert_eq!(&opened[..], plain);
+            assert_eq!(Vec::from(opened), plain);
+        }
+        assert_eq!(Vec::from(Plaintext::from(b"x".to_vec())), b"x");
     }
 
     #[test]
