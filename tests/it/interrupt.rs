@@ -46,7 +46,7 @@ fn a_slow_or_stalled_line_holds_nobody() {
         let run = interrupted(&served, restore, "session: GET /chunk", stall);
         run.says("interrupted: the restore is not complete");
     }
-    let left = fs::read_dir(&served.world.path("")).unwrap().flatten();
+    let left = fs::read_dir(served.world.path("")).unwrap().flatten();
     let names: Vec<_> = left.map(|entry| entry.file_name().into_string().unwrap()).collect();
     let is_left = |name: &&String| name.starts_with("out") || name.starts_with(".keepwell");
     assert_eq!(names.iter().find(is_left), None, "nothing half written");

@@ -568,6 +568,7 @@ impl Served {
             limit: None,
             cache: None,
             now: || 0,
+            interrupt: std::sync::Arc::default(),
         });
         let client = client.unwrap();
         client.login(Secret::Password(PASSWORD.to_owned().into())).unwrap();
@@ -891,7 +892,8 @@ fn tasks_of_the_api_have_the_shapes_of_the_reference() {
     let client = served.raw_client();
     let base = "/api2/json/admin/datastore/store1";
     let status = || client.get(&format!("{base}/gc"), &Query::new()).unwrap();
-    assert_eq!(status(), serde_json::json!({ "store": "store1" }), "there was none yet");
+    let none = status();
+    assert_eq!((&none["disk-chunks"], none.get("upid")), (&0.into(), None), "there was none yet");
     served.ok("garbage-collect");
     let status = status();
     assert_eq!(status["last-run-state"], "OK", "{status}");
@@ -1295,4 +1297,134 @@ fn odd_requests_of_a_backup_get_the_recorded_answers() {
     );
     drop(session);
     served.wait("the end of the sessions", || left_over(&served.world.repo(), "probe").is_empty());
+}
+
+/// Status and text of an answer that is an error.
+fn refusal<T: std::fmt::Debug>(answer: Result<T, keepwell_transport::Error>) -> (u16, String) {
+    match answer.unwrap_err() {
+        keepwell_transport::Error::Status { status, message } => (status, message),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn who_has_a_ticket_is_not_held_up_by_failed_logins() {
+    use keepwell_transport::Query;
+    let served = Served::with_config("login-failures-max = 1\n");
+    let client = served.raw_client();
+    let login = |password: &str| {
+        let query = Query::new().with("username", USER).with("password", password);
+        client.post("/api2/json/access/ticket", &query)
+    };
+    let ticket = login(PASSWORD).unwrap()["ticket"].as_str().unwrap().to_owned();
+    served.run_as(USER, "wrong", "list").assert_failed("a login");
+    served.run_as(USER, PASSWORD, "list").assert_failed("a login");
+    login(&ticket).unwrap();
+}
+
+#[test]
+fn the_api_says_clearly_what_is_wrong() {
+    use keepwell_transport::Query;
+    let served = Served::new();
+    let world = &served.world;
+    tree(world);
+    world.write("log.json", "{\"a\": 1}");
+    served.ok("backup root.pxar:tree --backup-id me --backup-time 1700000000");
+    served.ok(&format!("snapshot upload-log {SNAPSHOT} log.json"));
+    let client = served.raw_client();
+    let base = "/api2/json/admin/datastore/store1";
+    let tasks = "/api2/json/nodes/localhost/tasks";
+    // Half a target is none.
+    for name in ["backup-type", "backup-id"] {
+        let query = Query::new().with(name, "host");
+        let (status, text) = refusal(client.post(&format!("{base}/verify"), &query));
+        assert!(status == 400 && text.contains("belong together"), "{status} {text}");
+    }
+    let (status, text) = refusal(client.get(tasks, &Query::new().with("statusfilter", "good")));
+    assert!(status == 400 && text.contains("'statusfilter'"), "{status} {text}");
+    assert_eq!(client.get(tasks, &Query::new()).unwrap()[0]["node"], "localhost");
+    // What the manifest does not name can be read as well.
+    let decoded = |name: &str| {
+        let query = Query::new()
+            .with("backup-type", "host")
+            .with("backup-id", "me")
+            .with("backup-time", 1_700_000_000)
+            .with("file-name", name);
+        client.get_whole(&format!("{base}/download-decoded"), &query).unwrap()
+    };
+    assert_eq!(decoded("index.json.blob")["backup-id"], "me");
+    assert_eq!(decoded("client.log.blob")["a"], 1);
+    served.ok(&format!("snapshot protected update {SNAPSHOT} true"));
+    let dry = Query::new().with("dry-run", true);
+    let upid = client.post(&format!("{base}/prune-datastore"), &dry).unwrap();
+    let log = served.ok(&format!("task log {}", upid.as_str().unwrap())).stdout;
+    assert!(log.contains(&format!("would protected {SNAPSHOT}")), "{log}");
+    assert!(log.contains("root namespace, down to full depth"), "{log}");
+    let session = served.raw_backup(&client, "raw");
+    let group = Query::new().with("backup-type", "host").with("backup-id", "raw");
+    let (_, text) = refusal(client.delete(&format!("{base}/groups"), &group));
+    assert!(text.starts_with("unable to acquire lock on backup group directory \""), "{text}");
+    assert!(text.ends_with("raw\" - possible running backup"), "{text}");
+    drop(session);
+    // A chunk is gone.
+    let dirs = fs::read_dir(world.repo().join(".chunks")).unwrap().flatten();
+    let mut chunks = dirs.flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten().flatten());
+    fs::remove_file(chunks.next().unwrap().path()).unwrap();
+    assert!(served.ok("garbage-collect").stdout.contains("TASK WARNINGS: 1"));
+    let failed = client.get(tasks, &Query::new().with("errors", true)).unwrap();
+    let of_collections = |task: &&serde_json::Value| task["worker_type"] == "garbage_collection";
+    assert_eq!(failed.as_array().unwrap().iter().filter(of_collections).count(), 0, "{failed}");
+    let mut plain = TcpStream::connect(("127.0.0.1", served.port)).unwrap();
+    plain.write_all(b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+    plain.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(String::from_utf8_lossy(&answer).contains(" 400 Bad Request"), "{answer:?}");
+}
+
+#[test]
+fn what_would_not_work_is_not_administered() {
+    let served = Served::new();
+    let world = &served.world;
+    let init = "admin init other --user me@pbs --password-file password";
+    world.fails(&format!("{init} --datastore store1=")).says("has no path");
+    world.fails(&format!("{init} --datastore store1 --listen 127.0.0.1:0")).says("port 0");
+    assert!(!world.path("other").exists());
+    let fails = |line: &str| world.fails(&format!("{line} --config srv/server.toml"));
+    fails("admin user create bob@pam --password-file password").says("use passwd");
+    let deep = "/datastore/store1/a/b/c/d/e/f/g/h";
+    fails(&format!("admin acl update {deep} Admin --auth-id {USER}")).says("too deep");
+    world.ok("admin cert renew --config srv/server.toml");
+    let key = fs::read(world.path("srv/proxy.key")).unwrap();
+    world.write("srv/proxy.pem", "of somebody else");
+    fails("admin cert renew").says("is not replaced");
+    assert!(fs::read(world.path("srv/proxy.key")).unwrap() == key);
+}
+
+#[test]
+fn a_body_that_would_be_too_long_is_not_waited_for() {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use std::sync::Arc;
+    let served = Served::new();
+    let pem = fs::read(served.world.path("srv/proxy.pem")).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    let tls = rustls::ClientConnection::new(Arc::new(tls), name).unwrap();
+    let stream = TcpStream::connect(("127.0.0.1", served.port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut stream = rustls::StreamOwned::new(tls, stream);
+    let head = "POST /api2/json/access/ticket HTTP/1.1\r\nHost: localhost\r\n\
+                Content-Type: application/json\r\nContent-Length: 600000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
 }

@@ -117,7 +117,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => cause.downcast_ref::<StoreError>(),
     });
     let engine = error.chain().find_map(|cause| cause.downcast_ref::<EngineError>());
-    store.and_then(store_hint).or_else(|| engine.and_then(engine_hint))
+    let network = error.chain().find_map(|cause| cause.downcast_ref());
+    store
+        .and_then(store_hint)
+        .or_else(|| engine.and_then(engine_hint))
+        .or_else(|| network.and_then(network_hint))
 }
 
 fn store_hint(error: &StoreError) -> Option<String> {
@@ -155,6 +159,15 @@ fn store_hint(error: &StoreError) -> Option<String> {
         _ => return None,
     };
     Some(text.into())
+}
+
+fn network_hint(error: &keepwell_transport::Error) -> Option<String> {
+    match error {
+        keepwell_transport::Error::NotConfirmed { presented } => {
+            Some(format!("Where it is the right one, set PBS_FINGERPRINT={presented}"))
+        }
+        _ => None,
+    }
 }
 
 const KEEP_GOING: &str =

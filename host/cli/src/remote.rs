@@ -5,7 +5,7 @@ use crate::repository::ServerRepository;
 use crate::secrets::{from_environment, login_password};
 use crate::signals::interrupt;
 use crate::terminal::{config_dir, now, run_dir};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ArgMatches;
 use keepwell_transport::{
     Client, ClientOptions, DEFAULT_PORT, Error, Fingerprint, KnownServers, Proxy, RateLimit,
@@ -95,7 +95,13 @@ fn login(client: &Client, server: &ServerRepository, with_cache: bool) -> Result
         }
     }
     let password = login_password(user.as_str())?;
-    Ok(client.login(Secret::Password(password))?)
+    client.login(Secret::Password(password)).map_err(|error| match error {
+        Error::Status { status: 401, message } => {
+            let host = server.host();
+            anyhow!("{message} - Check the password, and that '{user}' is a user of {host}.")
+        }
+        other => other.into(),
+    })
 }
 
 /// Connects and logs in.

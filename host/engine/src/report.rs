@@ -86,7 +86,10 @@ impl Report {
 
     pub fn skip(&self, path: &[u8], reason: Omission, detail: &str) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (path, detail) = (shown_path(path), detail.to_owned());
+        let name = shown_path(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default());
+        // Failures name their file, which the path does already.
+        let detail = detail.strip_prefix(&format!("{name}: ")).unwrap_or(detail).to_owned();
+        let path = shown_path(path);
         let skipped = Skipped { archive: kept.archive.clone(), path, reason, detail };
         kept.count += 1;
         kept.troubles += u64::from(!reason.is_intended());
@@ -130,6 +133,15 @@ pub fn shown_path(path: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_named_once() {
+        let (report, _notices) = Report::new();
+        report.skip(b"dir/x", Omission::Denied, "x: Permission denied");
+        report.skip(b"y", Omission::Denied, "dir/x: Permission denied");
+        let details: Vec<String> = report.skipped().into_iter().map(|skip| skip.detail).collect();
+        assert_eq!(details, ["Permission denied", "dir/x: Permission denied"]);
+    }
 
     #[test]
     fn paths_are_shown_without_loss() {

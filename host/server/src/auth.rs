@@ -108,7 +108,11 @@ impl Server {
             tracing::warn!("authentication failure; rhost={address} user={user} msg={reason}");
             ApiError::unauthorized("permission check failed.")
         };
-        if self.failures.is_over(address, now) {
+        let is_ticket = password.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(':'));
+        // Who has a ticket does not guess.
+        let is_renewal =
+            is_ticket && self.keys.verify(password, now).is_ok_and(|data| data == user.as_str());
+        if !is_renewal && self.failures.is_over(address, now) {
             return Err(refused(TOO_MANY));
         }
         if is_token(user) {
@@ -117,7 +121,6 @@ impl Server {
         if !self.access().is_active(user, now) {
             return Err(refused("user is unknown, disabled or expired"));
         }
-        let is_ticket = password.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(':'));
         // Until a failure counts: of many attempts at once, too, only so many are looked at.
         let _turn = (!is_ticket && user.as_str().ends_with("@pam"))
             .then(|| self.failures.turn.lock().unwrap_or_else(PoisonError::into_inner));

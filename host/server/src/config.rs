@@ -85,7 +85,8 @@ impl Config {
         let problem = |problem: String| ServerError::Config { path: path.to_owned(), problem };
         let bytes = files::read(path)?.ok_or_else(|| problem("no such file".into()))?;
         let text = String::from_utf8(bytes).map_err(|_| problem("it is not UTF-8".into()))?;
-        let mut config: Self = toml::from_str(&text).map_err(|error| problem(one_line(&error)))?;
+        let mut config: Self =
+            toml::from_str(&text).map_err(|error| problem(one_line(&error, &text)))?;
         let dir = path.parent().unwrap_or(Path::new("."));
         for path in [&mut config.certificate, &mut config.key, &mut config.state] {
             *path = dir.join(&*path);
@@ -97,6 +98,15 @@ impl Config {
         ];
         if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
             return Err(problem(format!("'{name}' is 0: nobody could use the server")));
+        }
+        if config.tasks_kept == 0 {
+            return Err(problem("'tasks-kept' is 0: keep the log of at least one task".into()));
+        }
+        let service = &config.pam_service;
+        if service.is_empty() || service.contains('/') {
+            return Err(problem(format!(
+                "pam-service '{service}' is not the name of a file in /etc/pam.d"
+            )));
         }
         if let Some(node) = config.node.as_deref().filter(|node| !is_safe_name(node)) {
             return Err(problem(format!(
@@ -114,9 +124,16 @@ impl Config {
     }
 }
 
-/// What is wrong, and where, without the excerpt.
-pub(crate) fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ")
+/// What is wrong, and where, without the excerpt: values may be secret.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', " ");
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return message };
+    let number = before.matches('\n').count();
+    let key = text.lines().nth(number).and_then(|line| line.split_once('='));
+    match key {
+        Some((key, _)) => format!("line {}, '{}': {message}", number + 1, key.trim()),
+        None => format!("line {}: {message}", number + 1),
+    }
 }
 
 /// How a datastore is held back from use.
@@ -200,7 +217,7 @@ pub(crate) fn load<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Res
     let Some(bytes) = files::read(path)? else { return Ok(T::default()) };
     let problem = |problem: String| ServerError::Config { path: path.to_owned(), problem };
     let text = String::from_utf8(bytes).map_err(|_| problem("it is not UTF-8".into()))?;
-    toml::from_str(&text).map_err(|error| problem(one_line(&error)))
+    toml::from_str(&text).map_err(|error| problem(one_line(&error, &text)))
 }
 
 pub(crate) fn save<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<()> {
@@ -209,4 +226,25 @@ pub(crate) fn save<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<()
         problem: error.to_string(),
     })?;
     files::write(path, text.as_bytes(), mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.toml");
+        for (text, problem) in [
+            ("pam-service = \"../x\"\n", "pam-service '../x' is not the name of a file in"),
+            ("tasks-kept = 0\n", "'tasks-kept' is 0: "),
+            ("\n\nconnections-max = \"secret\"\n", "line 3, 'connections-max': "),
+            ("nonsense\n", "line "),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Config::load(&path).unwrap_err().to_string();
+            assert!(error.contains(problem) && error.lines().count() == 1, "{error}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::server::Server;
 use crate::session::{self, Body, Reply, Rooms};
 use crate::{backup, reader};
 use http_body_util::BodyExt;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue,
     LOCATION, UPGRADE,
@@ -245,7 +245,13 @@ where
 
 /// Nothing is served in the clear.
 async fn redirect(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        let text = Bytes::from("this is a server of HTTPS, and there is no Host header\n");
+        let mut response = session::response(StatusCode::BAD_REQUEST, "text/plain", text);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Ok(response);
+    };
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
     let target = if target == "/" { "" } else { target };
     let status = match *request.method() {
@@ -475,6 +481,10 @@ async fn run(endpoint: &'static api::Endpoint, context: Context) -> ApiResult<Re
 }
 
 async fn body_in_time(body: Incoming, limit: usize) -> ApiResult<Vec<u8>> {
+    // What is announced: such a body is not waited for.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(ApiError::bad(format!("request body is longer than {limit} bytes")));
+    }
     let read = timeout(BODY_TIMEOUT, read_body(body, limit)).await;
     read.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "body timed out"))?
 }

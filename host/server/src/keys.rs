@@ -17,6 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha3::Sha3_256;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// What signs tickets and CSRF tokens.
@@ -122,8 +123,41 @@ fn to_pem(label: &str, der: &[u8]) -> Zeroizing<String> {
     pem
 }
 
+const ORGANIZATION: &str = "Keepwell";
+const DAY_SECONDS: i64 = 86_400;
+const LIFETIME_DAYS: i64 = 3650;
+/// The end of the year 9999: certificates have no later times.
+const TIME_MAX: i64 = 253_402_300_799;
+
+/// Makes a new certificate and key in the place of those that we made. Others are left alone.
+pub fn renew_certificate(config: &Config, node: &str, now: i64) -> Result<()> {
+    let mut there = [&config.certificate, &config.key].into_iter();
+    if let Some(path) = there.find(|path| path.symlink_metadata().is_ok())
+        && !is_ours(config)
+    {
+        return Err(refused(format!(
+            "'{}' is not replaced: keepwell did not make the certificate there; renew it where it \
+             came from, or move it and its key away first",
+            path.display()
+        )));
+    }
+    make_certificate(config, node, now)
+}
+
+/// Whether we made the certificate: it is alone, and names us as who it is of and who issued it.
+fn is_ours(config: &Config) -> bool {
+    let length = u8::try_from(ORGANIZATION.len()).unwrap_or_default();
+    // DER: the identifier of the attribute, then its text.
+    let name = [&[0x06, 0x03, 0x55, 0x04, 0x0a, 0x0c, length][..], ORGANIZATION.as_bytes()];
+    let name = name.concat();
+    certificates(config).is_ok_and(|list| match &list[..] {
+        [one] => one.windows(name.len()).filter(|bytes| *bytes == name).count() == 2,
+        _ => false,
+    })
+}
+
 /// Makes a self-signed certificate and its key, for ten years. What was there is replaced.
-pub fn make_certificate(config: &Config, node: &str) -> Result<()> {
+fn make_certificate(config: &Config, node: &str, now: i64) -> Result<()> {
     let failed = |error: rcgen::Error| refused(format!("unable to make a certificate: {error}"));
     let mut names = vec![node.to_owned(), "localhost".into()];
     for address in &config.listen {
@@ -135,8 +169,15 @@ pub fn make_certificate(config: &Config, node: &str) -> Result<()> {
     let key = rcgen::KeyPair::generate().map_err(failed)?;
     let mut parameters = rcgen::CertificateParams::new(names).map_err(failed)?;
     parameters.distinguished_name = rcgen::DistinguishedName::new();
-    parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "Keepwell");
+    parameters.distinguished_name.push(rcgen::DnType::OrganizationName, ORGANIZATION);
     parameters.distinguished_name.push(rcgen::DnType::CommonName, node);
+    let time = |seconds: i64| {
+        let since_1970 = Duration::from_secs(seconds.clamp(0, TIME_MAX).unsigned_abs());
+        rcgen::date_time_ymd(1970, 1, 1) + since_1970
+    };
+    // Clocks of clients may be late.
+    parameters.not_before = time(now - DAY_SECONDS);
+    parameters.not_after = time(now + LIFETIME_DAYS * DAY_SECONDS);
     let certificate = parameters.self_signed(&key).map_err(failed)?;
     // The key first: with a new certificate and an old key nothing works.
     let secret = Zeroizing::new(key.serialize_pem());
@@ -145,9 +186,9 @@ pub fn make_certificate(config: &Config, node: &str) -> Result<()> {
 }
 
 /// Makes a certificate where there is none.
-pub(crate) fn ensure_certificate(config: &Config, node: &str) -> Result<()> {
+pub fn ensure_certificate(config: &Config, node: &str, now: i64) -> Result<()> {
     match (config.certificate.exists(), config.key.exists()) {
-        (false, false) => make_certificate(config, node),
+        (false, false) => make_certificate(config, node, now),
         (true, true) => Ok(()),
         (true, false) => Err(refused(format!("there is no key '{}'", config.key.display()))),
         (false, true) => {
@@ -209,6 +250,37 @@ mod tests {
         assert!(keys.verifies_csrf(&old, "root@pam", 0x65A1_B2C3));
         assert!(!keys.verifies_csrf(&old, "root@pam", 0x65A1_B2C3 + 7201));
         assert!(!keys.verifies_csrf(&old, "other@pam", 0x65A1_B2C3));
+    }
+
+    #[test]
+    fn a_certificate_that_we_did_not_make_is_not_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("server.toml");
+        std::fs::write(&file, "").unwrap();
+        let config = Config::load(&file).unwrap();
+        let read = || std::fs::read(&config.certificate).unwrap();
+        renew_certificate(&config, "a", 1_700_000_000).unwrap();
+        let first = read();
+        renew_certificate(&config, "b", 1_700_000_000).unwrap();
+        assert!(read() != first);
+        // From a day before until ten years after.
+        let der = certificates(&config).unwrap().remove(0);
+        for time in [b"231113221320Z", b"331111221320Z"] {
+            assert!(der.windows(time.len()).any(|bytes| bytes == time));
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut foreign = rcgen::CertificateParams::new(vec!["host".to_owned()]).unwrap();
+        foreign.distinguished_name.push(rcgen::DnType::OrganizationName, "Others");
+        let foreign = foreign.self_signed(&key).unwrap().pem();
+        std::fs::write(&config.certificate, &foreign).unwrap();
+        let key = std::fs::read(&config.key).unwrap();
+        let error = renew_certificate(&config, "a", 1_700_000_000).unwrap_err().to_string();
+        assert!(error.contains("proxy.pem' is not replaced: "), "{error}");
+        assert!(read() == foreign.as_bytes() && std::fs::read(&config.key).unwrap() == key);
+        // A key alone may be anybody's.
+        std::fs::remove_file(&config.certificate).unwrap();
+        renew_certificate(&config, "a", 1_700_000_000).unwrap_err();
+        assert_eq!(std::fs::read(&config.key).unwrap(), key);
     }
 
     #[test]

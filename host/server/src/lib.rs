@@ -30,6 +30,6 @@ mod tasks;
 
 pub use config::Config;
 pub use error::ServerError;
-pub use keys::{certificate_fingerprint, make_certificate as renew_certificate};
+pub use keys::{certificate_fingerprint, ensure_certificate, renew_certificate};
 pub use server::{Environment, ReaderMaker, Server};
 pub use tasks::Identity;

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Of one session.
@@ -19,6 +20,7 @@ const _: () = assert!(SESSION_BYTES <= UPLOAD_BYTES && SESSION_BYTES <= ANSWER_B
 pub(crate) struct Memory {
     uploads: Arc<Semaphore>,
     answers: Arc<Semaphore>,
+    sessions: Arc<AtomicU32>,
 }
 
 impl Default for Memory {
@@ -26,6 +28,7 @@ impl Default for Memory {
         Self {
             uploads: Arc::new(Semaphore::new(UPLOAD_BYTES)),
             answers: Arc::new(Semaphore::new(ANSWER_BYTES)),
+            sessions: Arc::default(),
         }
     }
 }
@@ -39,6 +42,25 @@ impl Memory {
     /// For the answers of one session.
     pub(crate) fn answers(&self) -> Room {
         Room::of(&self.answers)
+    }
+
+    /// Counts one session more.
+    pub(crate) fn begin_session(&self) -> Counted {
+        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        Counted { all: self.sessions.clone(), count: before + 1 }
+    }
+}
+
+/// A session that runs, until this is dropped.
+pub(crate) struct Counted {
+    all: Arc<AtomicU32>,
+    /// how many ran when it began, itself included
+    pub(crate) count: u32,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -114,6 +136,15 @@ mod tests {
         assert_eq!(memory.answers.available_permits(), ANSWER_BYTES);
         drop((held, more));
         assert_eq!(memory.uploads.available_permits(), UPLOAD_BYTES);
+    }
+
+    #[test]
+    fn sessions_are_counted_while_they_run() {
+        let memory = Memory::default();
+        let (one, two) = (memory.begin_session(), memory.begin_session());
+        assert_eq!((one.count, two.count), (1, 2));
+        drop(one);
+        assert_eq!(memory.begin_session().count, 2);
     }
 
     #[tokio::test]

@@ -108,7 +108,7 @@ impl Server {
     pub fn open(config: Config, environment: Environment) -> Result<Arc<Self>> {
         let state = &config.state;
         let only = be_the_only_one(state)?;
-        keys::ensure_certificate(&config, &environment.identity.node)?;
+        keys::ensure_certificate(&config, &environment.identity.node, (environment.now)())?;
         let keys = AuthKeys::load_or_make(state)?;
         let identity = environment.identity.clone();
         let tasks = Tasks::open(state, identity, config.tasks_kept)?;

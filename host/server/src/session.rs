@@ -2,7 +2,7 @@
 //! Spec: protocol.md §4, §5.
 
 use crate::error::{ApiError, ApiResult};
-use crate::memory::{Held, Memory, Room};
+use crate::memory::{Counted, Held, Memory, Room};
 use crate::params::{Given, Param, Params};
 use crate::tasks::Task;
 use bytes::Bytes;
@@ -25,12 +25,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// How much a client may send before it is taken: of one request, and of all.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const WINDOW_BYTES: u32 = 16 << 20;
+/// How much clients may send before it is taken: of all sessions, and of one.
+const WINDOWS_BYTES: u32 = 256 << 20;
+const WINDOW_BYTES_MIN: u32 = 1 << 20;
+const WINDOW_BYTES_MAX: u32 = 16 << 20;
 const STREAMS_MAX: u32 = 16;
-// Bodies that wait for room leave the window open for those that have it.
-const _: () = assert!(STREAM_WINDOW_BYTES * STREAMS_MAX <= WINDOW_BYTES);
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// A client that does not answer for so long is gone.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -243,15 +242,24 @@ const JSON_BYTES_MAX: usize = 512 << 10;
 /// What the longest JSON takes when it is read: a number of one digit becomes 32 bytes.
 const JSON_ROOM_BYTES: usize = 16 * JSON_BYTES_MAX;
 
+/// How much the client of a session may send before it is taken, of all requests and of one, where
+/// so many sessions run. Bodies that wait for room leave the window open for those that have it.
+fn windows(sessions: u32) -> (u32, u32) {
+    let all = (WINDOWS_BYTES / sessions.max(1)).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+    (all, all / STREAMS_MAX)
+}
+
 /// Room for what a session has in memory.
 pub(crate) struct Rooms {
     uploads: Room,
     answers: Room,
+    session: Counted,
 }
 
 impl Rooms {
     pub(crate) fn of(memory: &Memory) -> Self {
-        Self { uploads: memory.uploads(), answers: memory.answers() }
+        let (uploads, answers) = (memory.uploads(), memory.answers());
+        Self { uploads, answers, session: memory.begin_session() }
     }
 }
 
@@ -269,6 +277,7 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
     rooms: Rooms,
     task: &Task,
 ) -> Result<(), String> {
+    let (window, stream_window) = windows(rooms.session.count);
     let rooms = Arc::new(rooms);
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
@@ -284,8 +293,8 @@ pub(crate) async fn serve<S: Send + Sync + 'static>(
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(window)
         .max_frame_size(keepwell_transport::FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_concurrent_streams(STREAMS_MAX)
@@ -445,4 +454,20 @@ pub(crate) async fn discard(mut body: Incoming, limit: usize) -> ApiResult<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_shrink_where_many_sessions_run() {
+        assert_eq!(windows(1), (16 << 20, 1 << 20));
+        assert_eq!(windows(32), (8 << 20, 512 << 10));
+        assert_eq!(windows(256), (1 << 20, 64 << 10));
+        for sessions in (0..2000).chain([u32::MAX]) {
+            let (all, one) = windows(sessions);
+            assert!(one >= 64 << 10 && one * STREAMS_MAX <= all, "{sessions}");
+        }
+    }
 }

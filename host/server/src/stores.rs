@@ -3,7 +3,7 @@
 use crate::config::{Datastore, Datastores, MaintenanceKind};
 use crate::error::{ApiError, ApiResult};
 use hyper::StatusCode;
-use keepwell_model::ArchiveName;
+use keepwell_model::{ArchiveName, GroupId, Namespace, SnapshotId};
 use keepwell_store::{DirStore, SnapshotReader, StoreError};
 
 /// What somebody wants of a datastore.
@@ -29,6 +29,26 @@ pub(crate) fn not_found(error: StoreError) -> ApiError {
         }
         other => other.into(),
     }
+}
+
+/// Of a removal that somebody who uses the snapshot or the group prevents.
+pub(crate) fn in_use(
+    error: StoreError,
+    store: &DirStore,
+    namespace: &Namespace,
+    group: &GroupId,
+) -> ApiError {
+    let StoreError::Locked { what, why } = &error else { return error.into() };
+    let dir = store.group_path(namespace, group);
+    let snapshot = what.strip_prefix("snapshot ").and_then(|name| name.parse::<SnapshotId>().ok());
+    let (what, dir, why) = match snapshot {
+        Some(snapshot) => {
+            ("snapshot", dir.join(snapshot.time.to_string()), "possibly running or in use")
+        }
+        None => ("backup group", dir, *why),
+    };
+    let dir = dir.display();
+    ApiError::bad(format!("unable to acquire lock on {what} directory \"{dir}\" - {why}"))
 }
 
 fn no_such_file(name: &str) -> ApiError {
@@ -70,4 +90,26 @@ fn check_maintenance(store: &Datastore, purpose: Purpose) -> ApiResult<()> {
         _ => format!("datastore '{name}' is in {mode}: {message}"),
     };
     Err(ApiError::bad(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_is_named_by_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".chunks")).unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        let group = "host/a".parse().unwrap();
+        let said = |what: &str| {
+            let error = StoreError::Locked { what: what.into(), why: "why" };
+            in_use(error, &store, &Namespace::default(), &group).message
+        };
+        assert!(said("backup group host/a").ends_with("/host/a\" - why"));
+        assert!(
+            said("snapshot host/a/2023-11-14T22:13:20Z")
+                .ends_with("/host/a/2023-11-14T22:13:20Z\" - possibly running or in use")
+        );
+    }
 }

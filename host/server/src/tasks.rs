@@ -47,8 +47,13 @@ impl Task {
     }
 
     pub(crate) fn warn(&self, text: &str) {
-        self.warnings.fetch_add(1, Ordering::Relaxed);
+        self.count_warning();
         self.log(&format!("WARN: {text}"));
+    }
+
+    /// For a warning that is logged in words of its own.
+    pub(crate) fn count_warning(&self) {
+        self.warnings.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Asks it to stop.
@@ -98,7 +103,8 @@ impl TaskItem {
         let (endtime, status) = ended.unzip();
         Self {
             upid: upid.to_string(),
-            node: upid.node.clone(),
+            // Whatever the host's name is: it is what requests name it by.
+            node: "localhost".into(),
             pid: upid.pid,
             pstart: upid.process_start,
             starttime: upid.start,

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::plugin::{Document, Layout};
 use keepwell_engine::report::Report;
-use keepwell_model::AuthId;
 use keepwell_model::names::is_datastore_name;
+use keepwell_model::{AuthId, Namespace};
 use keepwell_server::access::{
     Access, Account, Grant, Token, User, check_grant, hash_password, hash_token,
 };
@@ -366,7 +366,7 @@ pub(crate) fn admin(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         _ => {
             if verb == "renew" {
                 let node = config.node.clone().unwrap_or_else(node_name);
-                keepwell_server::renew_certificate(&config, &node)?;
+                keepwell_server::renew_certificate(&config, &node, now())?;
             }
             let fingerprint = certificate_fingerprint(&config)?;
             if verb == "renew" {
@@ -422,6 +422,15 @@ fn init(matches: &ArgMatches) -> Result<()> {
         None => (given.as_str(), dir.join(given)),
     };
     store_name(name).map_err(|problem| anyhow!("--datastore: '{name}': {problem}"))?;
+    if path.as_os_str().is_empty() {
+        bail!(
+            "--datastore: '{given}' has no path: use NAME=PATH, or NAME for one in '{}'",
+            dir.display()
+        );
+    }
+    if listen.port() == 0 {
+        bail!("--listen: '{listen}' has port 0: clients could not know where to connect");
+    }
     require_pbs(user)?;
     let file = dir.join("server.toml");
     if file.symlink_metadata().is_ok() {
@@ -464,7 +473,7 @@ fn init(matches: &ArgMatches) -> Result<()> {
     files::write(&file, text.as_bytes(), 0o644, files::Existing::Keep)
         .map_err(|error| files::not_created("file", &file, &error))?;
     let config = Config::load(&dir.join("server.toml"))?;
-    keepwell_server::renew_certificate(&config, &node_name())?;
+    keepwell_server::ensure_certificate(&config, &node_name(), now())?;
     let fingerprint = certificate_fingerprint(&config)?;
     let host = match listen.ip() {
         ip if ip.is_unspecified() => node_name(),
@@ -631,6 +640,9 @@ fn user(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Re
                 bail!("user '{id}' exists already");
             }
             let password = match of_system {
+                true if matches.get_one::<PathBuf>("password-file").is_some() => {
+                    bail!("the password of '{id}' is that of a system account: use passwd")
+                }
                 true => None,
                 false => Some(hash_password(&password(matches)?)?),
             };
@@ -759,6 +771,12 @@ fn acl(plugins: &Plugins, verb: &str, matches: &ArgMatches, state: &Path) -> Res
     let propagate = matches.get_one::<bool>("propagate").copied().unwrap_or(true);
     let grant = Grant { path, who, role, propagate };
     check_grant(&grant)?;
+    let namespace = grant.path.strip_prefix("/datastore/").and_then(|rest| rest.split_once('/'));
+    if let Some((_, namespace)) = namespace {
+        namespace
+            .parse::<Namespace>()
+            .map_err(|problem| anyhow!("ACL path '{}': {problem}", grant.path))?;
+    }
     let store = grant.path.strip_prefix("/datastore/").and_then(|rest| rest.split('/').next());
     if let Some(store) = store
         && Datastores::load(state)?.find(store).is_none()

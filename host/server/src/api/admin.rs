@@ -23,7 +23,10 @@ use keepwell_engine::verify::{Seen, SkipVerified, Verification};
 use keepwell_model::{
     AuthId, BackupId, BackupType, Blob, GroupId, Namespace, SnapshotId, is_safe_name,
 };
-use keepwell_store::{Collection, DirStore, Removal, SessionStore, SnapshotReader, SnapshotStore};
+use keepwell_store::{
+    Collection, DirStore, GarbageStatus, Removal, SessionStore, SnapshotReader, SnapshotStore,
+    StoreError,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -206,8 +209,8 @@ fn status(context: &Context) -> ApiResult<Reply> {
     }
     if context.params.flag("verbose") == Some(true) {
         data["counts"] = counts(context, &store)?;
-        if is_exact && let Some(status) = store.garbage_status()? {
-            data["gc-status"] = status;
+        if is_exact {
+            data["gc-status"] = garbage_status(&store)?;
         }
     }
     Ok(Reply::Data(data))
@@ -245,7 +248,8 @@ fn groups(context: &Context) -> ApiResult<Reply> {
 fn delete_group(context: &Context) -> ApiResult<Reply> {
     let (namespace, group) = (namespace(&context.params)?, group(&context.params)?);
     let store = open_group(context, Purpose::Write, &namespace, &group, MODIFY_OR_OWN)?;
-    match store.delete_group(&namespace, &group)? {
+    let deleted = store.delete_group(&namespace, &group);
+    match deleted.map_err(|error| stores::in_use(error, &store, &namespace, &group))? {
         true => Ok(().into()),
         false => Err(ApiError::bad("group only partially deleted due to protected snapshots")),
     }
@@ -272,7 +276,8 @@ fn snapshots(context: &Context) -> ApiResult<Reply> {
 fn delete_snapshot(context: &Context) -> ApiResult<Reply> {
     let (namespace, snapshot) = (namespace(&context.params)?, snapshot(&context.params)?);
     let store = open_group(context, Purpose::Write, &namespace, &snapshot.group, MODIFY_OR_OWN)?;
-    store.forget(&namespace, &snapshot)?;
+    let forgotten = store.forget(&namespace, &snapshot);
+    forgotten.map_err(|error| stores::in_use(error, &store, &namespace, &snapshot.group))?;
     Ok(().into())
 }
 
@@ -503,12 +508,7 @@ fn apply(
     task: &Task,
 ) -> ApiResult<()> {
     for item in items {
-        let mark = match (item.protected, item.keep) {
-            (true, _) => "protected",
-            (false, true) => "keep",
-            (false, false) => "remove",
-        };
-        task.log(&format!("{} {mark}", shown_item(item)));
+        task.log(&format!("{} {}", shown_item(item), mark(item)));
     }
     let cancel = task.cancel();
     for item in items {
@@ -524,6 +524,14 @@ fn apply(
 
 fn interrupted() -> ApiError {
     ApiError::bad("interrupted: old snapshots may remain")
+}
+
+fn mark(item: &PruneItem) -> &'static str {
+    match (item.protected, item.keep) {
+        (true, _) => "protected",
+        (false, true) => "keep",
+        (false, false) => "remove",
+    }
 }
 
 fn shown_item(item: &PruneItem) -> String {
@@ -614,8 +622,11 @@ pub(crate) fn start_prune(
     server.spawn_task(kind, id, user, move |server, task| {
         let StorePrune { name, namespace, depth, rules, dry_run } = prune;
         let place = place(&namespace);
-        let down =
-            if depth == 0 { "non-recursive".into() } else { format!("down to depth {depth}") };
+        let down = match depth {
+            0 => "non-recursive".into(),
+            Namespace::DEPTH_MAX => "down to full depth".into(),
+            _ => format!("down to depth {depth}"),
+        };
         task.log(&format!("Starting datastore prune on datastore '{name}', {place}, {down}"));
         match rules.is_empty() {
             true => task.log("No prune selection - keeping all files."),
@@ -639,8 +650,7 @@ pub(crate) fn start_prune(
                 let items = plan(server, &store, &ns, &info.group, rules.clone())?;
                 match dry_run {
                     true => items.iter().for_each(|item| {
-                        let mark = if item.keep { "keep" } else { "remove" };
-                        task.log(&format!("would {mark} {}", shown_item(item)));
+                        task.log(&format!("would {} {}", mark(item), shown_item(item)));
                     }),
                     false => apply(&store, &ns, &items, task)?,
                 }
@@ -650,10 +660,21 @@ pub(crate) fn start_prune(
     })
 }
 
+/// What the last collection found; zeros before the first.
+fn garbage_status(store: &DirStore) -> ApiResult<Value> {
+    if let Some(status) = store.garbage_status()?.filter(Value::is_object) {
+        return Ok(status);
+    }
+    let mut status = to_value(&GarbageStatus::default())?;
+    if let Some(counters) = status.as_object_mut() {
+        counters.remove("upid");
+    }
+    Ok(status)
+}
+
 fn gc_status(context: &Context) -> ApiResult<Reply> {
     context.require(&Namespace::default(), Privileges::AUDIT)?;
-    let status = open(context, Purpose::Read)?.garbage_status()?;
-    let mut data = status.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let mut data = garbage_status(&open(context, Purpose::Read)?)?;
     let upid = data.get("upid").and_then(Value::as_str).unwrap_or_default();
     if let Some(item) = context.server.tasks.ended_item(upid)?
         && let Some((ended, state)) = item.endtime.zip(item.status)
@@ -682,11 +703,21 @@ pub(crate) fn start_garbage(server: &Arc<Server>, name: &str, user: &AuthId) -> 
         let collection = Collection {
             now: server.now(),
             upid: Some(task.upid.to_string()),
-            say: &mut |line| task.log(line),
+            say: &mut |line: &str| {
+                if line.starts_with("warning: ") {
+                    task.count_warning();
+                }
+                task.log(line);
+            },
             is_over: &|| cancel.is_cancelled(),
         };
-        store.collect_garbage(collection)?;
-        Ok(())
+        match store.collect_garbage(collection) {
+            Ok(_) => Ok(()),
+            Err(StoreError::Locked { .. }) => {
+                Err(ApiError::bad("Start GC failed - (already running/locked)"))
+            }
+            Err(other) => Err(other.into()),
+        }
     })
 }
 
@@ -699,7 +730,15 @@ fn verify(context: &Context) -> ApiResult<Reply> {
     let name = context.store_name().to_owned();
     let kind: Option<BackupType> = params.parsed("backup-type")?;
     let id: Option<BackupId> = params.parsed("backup-id")?;
-    let group = kind.zip(id).map(|(kind, id)| GroupId { kind, id });
+    let group = match (kind, id) {
+        (Some(kind), Some(id)) => Some(GroupId { kind, id }),
+        (None, None) => None,
+        _ => {
+            let text = "parameters do not specify a backup group: backup-type and backup-id belong \
+                        together";
+            return Err(ApiError::bad(text));
+        }
+    };
     let one = match (&group, params.integer("backup-time")) {
         (Some(_), Some(_)) => Some(snapshot(params)?),
         (None, Some(_)) => return Err(ApiError::bad("parameters do not specify a snapshot")),

@@ -5,6 +5,7 @@
 use super::Context;
 use crate::error::{ApiError, ApiResult};
 use crate::session::{Produce, Reply};
+use crate::stores;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
@@ -20,7 +21,8 @@ use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::catalog::CatalogKind;
 use keepwell_model::manifest::CryptMode;
 use keepwell_model::names::ArchiveKind;
-use keepwell_model::{ArchiveName, Manifest};
+use keepwell_model::{ArchiveName, Blob, Manifest};
+use keepwell_seal::Opener;
 use keepwell_store::SnapshotReader;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -59,6 +61,23 @@ fn refuse_encrypted(mode: CryptMode, name: &ArchiveName) -> ApiResult<()> {
 
 /// The content of a file of the snapshot.
 pub(super) fn decoded(opened: &Opened, name: &ArchiveName) -> ApiResult<Reply> {
+    // The manifest names neither itself nor the log.
+    if *name == ArchiveName::manifest() {
+        let manifest = UnverifiedManifest::read(&*opened.reader)?;
+        return Ok(Reply::Bytes(manifest.json().to_vec()));
+    }
+    if *name == ArchiveName::client_log() {
+        let (_, bytes) = stores::read_file(&*opened.reader, name.as_str())?;
+        let damaged = |problem: &dyn std::error::Error| {
+            ApiError::bad(format!("'{name}' is damaged: {}", chain(problem)))
+        };
+        let blob = Blob::parse(bytes).map_err(|problem| damaged(&problem))?;
+        if blob.kind().is_encrypted() {
+            refuse_encrypted(CryptMode::Encrypt, name)?;
+        }
+        let plain = Opener::new().and_then(|mut opener| opener.open(blob, None));
+        return Ok(Reply::Bytes(plain.map_err(|problem| damaged(&problem))?));
+    }
     if name.kind() == ArchiveKind::Blob {
         let file = find(&opened.manifest, name)?;
         refuse_encrypted(file.crypt_mode, name)?;

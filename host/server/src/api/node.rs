@@ -6,6 +6,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::params::{Kind, at_least, optional};
 use crate::session::Reply;
 use crate::tasks::TaskItem;
+use chrono::{DateTime, SecondsFormat};
 use hyper::Method;
 use keepwell_model::{Upid, is_safe_name};
 use serde_json::{Value, json};
@@ -72,11 +73,17 @@ fn list(context: &Context) -> ApiResult<Reply> {
     let running = params.flag("running") == Some(true);
     let errors = params.flag("errors") == Some(true);
     let statuses = params.texts("statusfilter");
+    if let Some(other) = statuses.iter().find(|status| !STATUS_KINDS.contains(status)) {
+        let problem = format!("value '{other}' is not defined in the enumeration.");
+        return Err(ApiError::bad(format!(
+            "parameter verification failed - 'statusfilter': {problem}"
+        )));
+    }
     let fits = |item: &TaskItem| {
         let id = item.worker_id.as_deref().unwrap_or_default();
         let of_store = |store: &str| id == store || id.starts_with(&format!("{store}:"));
         let status = item.status.as_deref();
-        let failed = status.is_some_and(|status| status != "OK");
+        let failed = status.is_some_and(|status| matches!(kind_of(status), "error" | "unknown"));
         (all || is_own(context, &item.user))
             && params.text("userfilter").is_none_or(|user| item.user.contains(user))
             && params.text("store").is_none_or(of_store)
@@ -84,7 +91,8 @@ fn list(context: &Context) -> ApiResult<Reply> {
             && params.integer("since").is_none_or(|since| item.starttime >= since)
             && params.integer("until").is_none_or(|until| item.starttime <= until)
             && (!errors || failed)
-            && (statuses.is_empty() || status.is_some_and(|status| fits_status(status, &statuses)))
+            && (statuses.is_empty()
+                || status.is_some_and(|status| statuses.contains(&kind_of(status))))
     };
     let items: Vec<TaskItem> =
         context.server.tasks.list(running)?.into_iter().filter(fits).collect();
@@ -100,14 +108,16 @@ fn list(context: &Context) -> ApiResult<Reply> {
     Ok(Reply::Whole(json!({ "data": page, "total": total })))
 }
 
-fn fits_status(status: &str, wanted: &[&str]) -> bool {
-    let kind = match status {
+const STATUS_KINDS: [&str; 4] = ["ok", "warning", "error", "unknown"];
+
+/// How a task ended, in the words of `statusfilter`.
+fn kind_of(status: &str) -> &'static str {
+    match status {
         "OK" => "ok",
         "unknown" => "unknown",
-        _ if status.starts_with("WARNINGS") => "warning",
+        _ if status.starts_with("WARNINGS: ") => "warning",
         _ => "error",
-    };
-    wanted.contains(&kind)
+    }
 }
 
 fn stop(context: &Context) -> ApiResult<Reply> {
@@ -152,7 +162,9 @@ fn log(context: &Context) -> ApiResult<Reply> {
     if params.flag("download") == Some(true) {
         let (lines, _) = context.server.tasks.log(&upid, 0, 0)?;
         let text = lines.iter().map(|line| format!("{line}\n")).collect();
-        let name = format!("task-{}-{}-{}.log", upid.node, upid.kind, upid.start);
+        let start = DateTime::from_timestamp(upid.start, 0).unwrap_or_default();
+        let start = start.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let name = format!("task-{}-{}-{start}.log", upid.node, upid.kind);
         return Ok(Reply::Text { name, text });
     }
     // Before the lines: what ends meanwhile is asked for once more.
