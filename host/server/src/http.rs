@@ -288,7 +288,10 @@ async fn answer(
         _ => {}
     }
     let user = user.unwrap_or_else(|| "-".into());
-    tracing::info!("{address} {user} \"{method} {path}\" {}", status.as_u16());
+    // Who reads the log wants to know why; the text may be a stranger's.
+    let why = outcome.as_ref().err().map(|error| format!(": {}", error.message.escape_debug()));
+    let (status, why) = (status.as_u16(), why.unwrap_or_default());
+    tracing::info!("{address} {user} \"{method} {path}\" {status}{why}");
     let response =
         outcome.unwrap_or_else(|error| match extjs && error.status != StatusCode::UNAUTHORIZED {
             false => error.into_response(),

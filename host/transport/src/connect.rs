@@ -53,7 +53,7 @@ impl FromStr for Proxy {
 
     fn from_str(given: &str) -> Result<Self> {
         let rest = match given.split_once("://") {
-            Some(("http", rest)) => rest,
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
             Some((scheme, _)) => {
                 return Err(Error::Proxy(format!("unsupported proxy scheme '{scheme}'")));
             }
@@ -257,6 +257,7 @@ mod tests {
         let address = |text: &str| text.parse::<Proxy>().map(|proxy| proxy.address());
         assert_eq!(address("proxy").unwrap(), "proxy:1080");
         assert_eq!(address("http://proxy:3128/").unwrap(), "proxy:3128");
+        assert_eq!(address("HTTP://proxy").unwrap(), "proxy:1080");
         assert_eq!(address("http://user:p@ss@[::1]:3128").unwrap(), "[::1]:3128");
         assert_eq!(address("[::1]").unwrap(), "[::1]:1080");
         let proxy: Proxy = "user:p@ss@host".parse().unwrap();
