@@ -8,6 +8,7 @@ mod bad_input;
 mod corpus;
 mod crash;
 mod damage;
+mod diff;
 mod encryption;
 mod extract;
 mod faults;

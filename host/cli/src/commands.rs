@@ -3,6 +3,7 @@
 mod backup;
 mod benchmark;
 mod catalog;
+mod diff;
 mod documents;
 mod extract;
 mod find;
@@ -44,6 +45,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         prune::command(plugins),
         catalog::command(plugins),
         find::command(plugins),
+        diff::command(plugins),
         garbage::command(plugins),
         verify::command(),
         owner::command(),
@@ -81,6 +83,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "prune" => prune::run(plugins, matches),
         "catalog" => catalog::run(matches),
         "find" => find::run(plugins, matches),
+        "diff" => diff::run(plugins, matches),
         "status" => status::run(plugins, matches),
         "key" => key::run(plugins, matches),
         "upload-log" => snapshot::upload_log(matches),

@@ -10,6 +10,7 @@ pub mod backup;
 pub mod benchmark;
 pub mod browse;
 pub mod catalog;
+pub mod diff;
 pub mod error;
 pub mod input;
 pub mod list;

@@ -49,14 +49,31 @@ pub(crate) fn find_snapshot(
 impl Opened {
     /// By the options for repository, namespace and key; `given` is a snapshot or a group.
     pub(crate) fn of(matches: &ArgMatches, given: &str) -> Result<Self> {
+        let [opened] = Self::all_of(matches, [given])?;
+        Ok(opened)
+    }
+
+    /// Several; a passphrase is asked for once.
+    pub(crate) fn all_of<const N: usize>(
+        matches: &ArgMatches,
+        given: [&str; N],
+    ) -> Result<[Self; N]> {
         let mut parameters = CryptParameters::of(matches)?;
         let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
         let namespace = namespace_of(matches);
-        let snapshot = find_snapshot(&store, &namespace, given)?;
-        let reader = store.sessions().open(&namespace, &snapshot)?;
+        let mut readers = Vec::with_capacity(N);
+        for given in given {
+            let snapshot = find_snapshot(&store, &namespace, given)?;
+            readers.push(store.sessions().open(&namespace, &snapshot)?);
+        }
         let key = parameters.unlock()?;
-        let manifest = verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
-        Ok(Self { reader, manifest, key })
+        let open = |reader: Arc<dyn SnapshotReader>| {
+            let unverified = UnverifiedManifest::read(&*reader)?;
+            let manifest = verified(unverified, &parameters, key.as_ref())?;
+            Ok(Self { reader, manifest, key: key.clone() })
+        };
+        let opened: Vec<Self> = readers.into_iter().map(open).collect::<Result<_>>()?;
+        opened.try_into().map_err(|_| anyhow!("not all snapshots were opened"))
     }
 
     /// The archive of this name, as users write it.

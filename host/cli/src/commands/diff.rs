@@ -1,0 +1,182 @@
+//! `diff`: what changed between two snapshots.
+
+use super::opened::{Opened, StoredArchive};
+use crate::args::{limits, namespace, option, output_options, repository};
+use crate::encryption::key_options;
+use crate::output::{check_format, column, left, print};
+use crate::plugins::Plugins;
+use anyhow::{Result, bail};
+use clap::{Arg, ArgMatches, Command};
+use keepwell_engine::archive::ChunkedArchive;
+use keepwell_engine::diff::{Change, Difference, Side, diff};
+use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Reader, Rendering};
+use keepwell_engine::report::{Report, shown_path};
+use keepwell_engine::{Cancel, EngineError};
+use keepwell_model::ArchiveName;
+use keepwell_model::names::ArchiveKind;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    let snapshot = |name: &'static str, help: &'static str| {
+        Arg::new(name).value_name("SNAPSHOT").help(help).required(true)
+    };
+    Command::new("diff")
+        .about("Show what changed between two snapshots")
+        .arg(snapshot("before", "TYPE/ID/TIME, or TYPE/ID for the newest finished one"))
+        .arg(snapshot("after", "The other one"))
+        .arg(option("archive", "ARCHIVE", "Only this archive, such as root.pxar"))
+        .arg(repository())
+        .arg(namespace())
+        .args(key_options())
+        .args(limits())
+        .args(output_options(plugins))
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    check_format(plugins, matches)?;
+    let text = |name: &str| matches.get_one::<String>(name).map_or("", String::as_str);
+    let only = matches.get_one::<String>("archive");
+    let [before, after] = Opened::all_of(matches, [text("before"), text("after")])?;
+    let names = |opened: &Opened| -> BTreeSet<ArchiveName> {
+        opened.manifest.files.iter().map(|file| file.name.clone()).collect()
+    };
+    let mut names: Vec<ArchiveName> = names(&before).union(&names(&after)).cloned().collect();
+    // What is derived from the others.
+    names.retain(|name| *name != ArchiveName::catalog() && *name != ArchiveName::wrapped_key());
+    if let Some(only) = only {
+        let wanted = ArchiveName::from_user(only)?;
+        names.retain(|name| *name == wanted);
+        if names.is_empty() {
+            bail!("neither snapshot has an archive '{only}'");
+        }
+    }
+    let mut items = Vec::new();
+    for name in names {
+        compare(plugins, &before, &after, &name, &mut items)?;
+    }
+    print(plugins, matches, &document(items))
+}
+
+/// Adds what differs in one archive.
+fn compare(
+    plugins: &Plugins,
+    before: &Opened,
+    after: &Opened,
+    name: &ArchiveName,
+    items: &mut Vec<Map<String, Value>>,
+) -> Result<()> {
+    let archive = name.user_name();
+    let whole = |change: &str, sizes: [Option<u64>; 2]| {
+        let mut item = item(archive, "", change, &[]);
+        put_sizes(&mut item, sizes);
+        item
+    };
+    let (one, other) = match (before.manifest.file(name), after.manifest.file(name)) {
+        (Some(one), Some(other)) => (one, other),
+        (Some(one), None) => {
+            items.push(whole("removed", [Some(one.size), None]));
+            return Ok(());
+        }
+        (None, Some(other)) => {
+            items.push(whole("added", [None, Some(other.size)]));
+            return Ok(());
+        }
+        (None, None) => return Ok(()),
+    };
+    if one.checksum == other.checksum && one.size == other.size {
+        return Ok(());
+    }
+    let stored = (before.archive(archive)?.1, after.archive(archive)?.1);
+    let loaded = plugins.reader_for(name.archive_extension());
+    let (Some(loaded), (StoredArchive::Chunked(left), StoredArchive::Chunked(right))) =
+        (loaded.filter(|_| name.kind() == ArchiveKind::Dynamic), stored)
+    else {
+        // Something without entries.
+        items.push(whole("modified", [Some(one.size), Some(other.size)]));
+        return Ok(());
+    };
+    let (report, notices) = Report::new();
+    drop(notices);
+    // They have to live as long as their archives.
+    let mut reader = loaded.plugin.reader(report.clone(), Cancel::default())?;
+    let mut other_reader = loaded.plugin.reader(report, Cancel::default())?;
+    let mut left = open_side(&mut *reader, left)?;
+    let mut right = open_side(&mut *other_reader, right)?;
+    let mut tell = |difference: Difference| {
+        items.push(of_difference(archive, &difference));
+        Ok(())
+    };
+    Ok(diff(&mut left, &mut right, &mut tell)?)
+}
+
+fn open_side(reader: &mut dyn Reader, stored: Arc<ChunkedArchive>) -> Result<Side> {
+    let archive = reader.open(vec![stored.clone()]).map_err(EngineError::from)?;
+    Ok(Side { archive, stored })
+}
+
+fn item(archive: &str, path: &str, change: &str, what: &[&str]) -> Map<String, Value> {
+    let item = json!({ "archive": archive, "path": path, "change": change, "what": what });
+    match item {
+        Value::Object(item) => item,
+        _ => Map::new(),
+    }
+}
+
+fn put_sizes(item: &mut Map<String, Value>, [before, after]: [Option<u64>; 2]) {
+    for (key, size) in [("size-before", before), ("size-after", after)] {
+        if let Some(size) = size {
+            item.insert(key.into(), size.into());
+        }
+    }
+}
+
+fn of_difference(archive: &str, difference: &Difference) -> Map<String, Value> {
+    let change = match difference.change {
+        Change::Added => "added",
+        Change::Removed => "removed",
+        Change::Modified => "modified",
+        Change::Metadata => "metadata",
+    };
+    let path = format!("/{}", shown_path(&difference.path));
+    let mut item = item(archive, &path, change, &difference.what);
+    let (before, after) = (difference.before.as_ref(), difference.after.as_ref());
+    let size = |entry: Option<&Entry>| {
+        let metadata = entry.map(|entry| &entry.metadata);
+        metadata.filter(|found| found.kind == EntryKind::File).map(|found| found.size)
+    };
+    put_sizes(&mut item, [size(before), size(after)]);
+    for (key, entry) in [("mtime-before", before), ("mtime-after", after)] {
+        if let Some(entry) = entry {
+            item.insert(key.into(), entry.metadata.modified.seconds.into());
+        }
+    }
+    if let Some(entry) = after.or(before) {
+        let is_directory = entry.metadata.kind == EntryKind::Directory;
+        item.insert("directory".into(), is_directory.into());
+    }
+    item
+}
+
+fn document(items: Vec<Map<String, Value>>) -> Document {
+    let rows = items.iter().map(|item| {
+        let mut row = item.clone();
+        let what = item.get("what").and_then(Value::as_array).into_iter().flatten();
+        let what: Vec<&str> = what.filter_map(Value::as_str).collect();
+        row.insert("what".into(), what.join(", ").into());
+        Value::Object(row)
+    });
+    let rows = rows.collect();
+    let size = |key| column(key, Alignment::Right, Rendering::Bytes);
+    let columns = vec![
+        left("change"),
+        left("archive"),
+        left("path"),
+        size("size-before"),
+        size("size-after"),
+        left("what"),
+    ];
+    let data = items.into_iter().map(Value::Object).collect();
+    Document { data, display: Some(Value::Array(rows)), layout: Layout::Table(columns) }
+}

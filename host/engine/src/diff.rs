@@ -1,0 +1,330 @@
+//! What differs between two archives of trees. Entries are compared by their metadata, and content by
+//! the chunks that hold it: only where those differ is it read.
+
+use crate::archive::{ChunkedArchive, Part};
+use crate::browse::{self, ContentReader};
+use crate::error::{EngineError, Result};
+use crate::plugin::{Archive, Content, Entry, EntryKind, Failure, Node};
+use crate::restore::StoredContent;
+use keepwell_model::ChunkDigest;
+use std::io::Read;
+use std::sync::Arc;
+
+/// Children asked of an archive at a time.
+const BATCH: u32 = 1024;
+/// Bytes of content compared at a time.
+const PIECE_BYTES: usize = 256 << 10;
+/// Deeper trees are not followed: no file system holds one.
+const DEPTH_MAX: usize = 2048;
+
+/// One of the two archives.
+pub struct Side {
+    pub archive: Box<dyn Archive>,
+    pub stored: Arc<ChunkedArchive>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Added,
+    Removed,
+    /// the content, the target or the type
+    Modified,
+    /// nothing else
+    Metadata,
+}
+
+/// An entry that is not the same in both.
+#[derive(Debug)]
+pub struct Difference {
+    /// names from the root with '/' between them; empty for the root
+    pub path: Vec<u8>,
+    pub change: Change,
+    pub before: Option<Entry>,
+    pub after: Option<Entry>,
+    /// what of it differs, where it is in both
+    pub what: Vec<&'static str>,
+}
+
+/// Hears of the differences, in the order of paths.
+pub type Tell<'a> = dyn FnMut(Difference) -> Result<()> + 'a;
+
+/// Compares two archives.
+pub fn diff(before: &mut Side, after: &mut Side, tell: &mut Tell<'_>) -> Result<()> {
+    let same = |one: &Side, other: &Side| {
+        let (one, other) = (one.stored.index(), other.stored.index());
+        one.size() == other.size() && one.checksum() == other.checksum()
+    };
+    if same(before, after) {
+        return Ok(());
+    }
+    let (one, other) = (before.archive.root()?, after.archive.root()?);
+    let mut comparison = Comparison { before, after, tell };
+    comparison.both(Vec::new(), one, other, 0)
+}
+
+struct Comparison<'a, 'b> {
+    before: &'a mut Side,
+    after: &'a mut Side,
+    tell: &'a mut Tell<'b>,
+}
+
+impl Comparison<'_, '_> {
+    /// An entry that both have.
+    fn both(&mut self, path: Vec<u8>, one: Entry, other: Entry, depth: usize) -> Result<()> {
+        let one = browse::resolve(&mut *self.before.archive, one)?;
+        let other = browse::resolve(&mut *self.after.archive, other)?;
+        let (kind, other_kind) = (one.metadata.kind, other.metadata.kind);
+        if kind != other_kind {
+            let (below, below_other) = (one.node, other.node);
+            self.tell_of(&path, Change::Modified, Some(one), Some(other), vec!["type"])?;
+            if kind == EntryKind::Directory {
+                self.all_below(&path, below, Change::Removed)?;
+            }
+            if other_kind == EntryKind::Directory {
+                self.all_below(&path, below_other, Change::Added)?;
+            }
+            return Ok(());
+        }
+        let nodes = (one.node, other.node);
+        let mut what = differing_metadata(&one, &other);
+        let is_modified = match kind {
+            EntryKind::File => {
+                let same =
+                    one.metadata.size == other.metadata.size && self.same_content(&one, &other)?;
+                if !same {
+                    what.insert(0, "content");
+                }
+                !same
+            }
+            _ => what.contains(&"target") || what.contains(&"device"),
+        };
+        if !what.is_empty() {
+            let change = if is_modified { Change::Modified } else { Change::Metadata };
+            self.tell_of(&path, change, Some(one), Some(other), what)?;
+        }
+        match kind {
+            EntryKind::Directory => self.children(&path, nodes, depth),
+            _ => Ok(()),
+        }
+    }
+
+    fn children(&mut self, path: &[u8], nodes: (Node, Node), depth: usize) -> Result<()> {
+        if depth >= DEPTH_MAX {
+            return Err(Failure::Corrupt("directories are nested too deep".into()).into());
+        }
+        let mut ones = sorted(&mut *self.before.archive, nodes.0)?.into_iter().peekable();
+        let mut others = sorted(&mut *self.after.archive, nodes.1)?.into_iter().peekable();
+        loop {
+            let order = match (ones.peek(), others.peek()) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(one), Some(other)) => one.name.cmp(&other.name),
+            };
+            let one = ones.next_if(|_| order.is_le());
+            let other = others.next_if(|_| order.is_ge());
+            match (one, other) {
+                (Some(one), Some(other)) => {
+                    self.both(join(path, &one.name), one, other, depth + 1)?;
+                }
+                (Some(one), None) => self.only(join(path, &one.name), one, Change::Removed)?,
+                (None, Some(other)) => self.only(join(path, &other.name), other, Change::Added)?,
+                (None, None) => return Ok(()),
+            }
+        }
+    }
+
+    /// An entry that one of them has, and all below it.
+    fn only(&mut self, path: Vec<u8>, entry: Entry, change: Change) -> Result<()> {
+        let below = (entry.metadata.kind == EntryKind::Directory).then_some(entry.node);
+        let side = self.side(change);
+        let entry = browse::resolve(&mut *side.archive, entry)?;
+        self.tell_one(&path, change, entry)?;
+        below.map_or(Ok(()), |directory| self.all_below(&path, directory, change))
+    }
+
+    fn all_below(&mut self, above: &[u8], directory: Node, change: Change) -> Result<()> {
+        let Self { before, after, tell } = self;
+        let side = if change == Change::Removed { before } else { after };
+        browse::walk(&mut *side.archive, directory, &mut |archive, path, entry| {
+            let entry = browse::resolve(archive, entry)?;
+            tell(one_sided(join(above, &path.join(&b'/')), change, entry))
+        })
+    }
+
+    fn side(&mut self, change: Change) -> &mut Side {
+        if change == Change::Removed { self.before } else { self.after }
+    }
+
+    fn tell_one(&mut self, path: &[u8], change: Change, entry: Entry) -> Result<()> {
+        (self.tell)(one_sided(path.to_vec(), change, entry))
+    }
+
+    fn tell_of(
+        &mut self,
+        path: &[u8],
+        change: Change,
+        before: Option<Entry>,
+        after: Option<Entry>,
+        what: Vec<&'static str>,
+    ) -> Result<()> {
+        (self.tell)(Difference { path: path.to_vec(), change, before, after, what })
+    }
+
+    /// Whether two files of one size have the same bytes.
+    fn same_content(&mut self, one: &Entry, other: &Entry) -> Result<bool> {
+        let stored = (&*self.before.stored, &*self.after.stored);
+        if let (Some(one), Some(other)) = (pieces(stored.0, one), pieces(stored.1, other)) {
+            return same_pieces(stored, &one, &other);
+        }
+        let content = (
+            StoredContent(vec![self.before.stored.clone()]),
+            StoredContent(vec![self.after.stored.clone()]),
+        );
+        let mut one = ContentReader::new(&mut *self.before.archive, &content.0, one);
+        let mut other = ContentReader::new(&mut *self.after.archive, &content.1, other);
+        let (mut left, mut right) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
+        loop {
+            let (length, other_length) =
+                (fill(&mut one, &mut left)?, fill(&mut other, &mut right)?);
+            if left[..length] != right[..other_length] {
+                return Ok(false);
+            }
+            if length == 0 {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+fn one_sided(path: Vec<u8>, change: Change, entry: Entry) -> Difference {
+    let (before, after) = match change {
+        Change::Removed => (Some(entry), None),
+        _ => (None, Some(entry)),
+    };
+    Difference { path, change, before, after, what: Vec::new() }
+}
+
+fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
+    match above {
+        [] => name.to_vec(),
+        _ => [above, b"/", name].concat(),
+    }
+}
+
+/// A part of a file's content, and the chunk that holds it.
+struct Piece {
+    digest: ChunkDigest,
+    part: Part,
+}
+
+impl Piece {
+    fn length(&self) -> usize {
+        self.part.to - self.part.from
+    }
+}
+
+/// The content of a file whose bytes lie in the archive.
+fn pieces(stored: &ChunkedArchive, entry: &Entry) -> Option<Vec<Piece>> {
+    let Content::Stored(extents) = &entry.content else { return None };
+    let mut pieces = Vec::new();
+    for extent in extents {
+        if extent.stream != 0 {
+            return None;
+        }
+        for part in stored.parts(extent.offset, extent.length)? {
+            pieces.push(Piece { digest: stored.index().chunk(part.position)?.digest, part });
+        }
+    }
+    Some(pieces)
+}
+
+/// Whether these hold the same bytes. What lies at one place in one chunk is not read.
+fn same_pieces(
+    stored: (&ChunkedArchive, &ChunkedArchive),
+    ones: &[Piece],
+    others: &[Piece],
+) -> Result<bool> {
+    let (mut ones, mut others) = (ones.iter(), others.iter());
+    let (mut one, mut other) = (ones.next(), others.next());
+    // How much of each piece has been compared.
+    let (mut done, mut other_done) = (0, 0);
+    while let (Some(left), Some(right)) = (one, other) {
+        let length = (left.length() - done).min(right.length() - other_done);
+        let (from, other_from) = (left.part.from + done, right.part.from + other_done);
+        if left.digest != right.digest || from != other_from {
+            let chunk = stored.0.chunk(left.part.position)?;
+            let other_chunk = stored.1.chunk(right.part.position)?;
+            let bytes = chunk.get(from..from + length);
+            if bytes != other_chunk.get(other_from..other_from + length) {
+                return Ok(false);
+            }
+        }
+        (done, other_done) = (done + length, other_done + length);
+        if done == left.length() {
+            (one, done) = (ones.next(), 0);
+        }
+        if other_done == right.length() {
+            (other, other_done) = (others.next(), 0);
+        }
+    }
+    Ok(one.is_none() && other.is_none())
+}
+
+/// Reads until the buffer is full or the content ends.
+fn fill(reader: &mut ContentReader<'_>, buffer: &mut [u8]) -> Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        let read = reader.read(&mut buffer[length..]).map_err(|error| {
+            match error.downcast::<EngineError>() {
+                Ok(inner) => inner,
+                Err(source) => EngineError::Io { action: "read", path: "content".into(), source },
+            }
+        })?;
+        if read == 0 {
+            break;
+        }
+        length += read;
+    }
+    Ok(length)
+}
+
+/// All children of a directory by name.
+fn sorted(archive: &mut dyn Archive, directory: Node) -> Result<Vec<Entry>> {
+    let (mut entries, mut last): (Vec<Entry>, _) = (Vec::new(), None);
+    loop {
+        let children = archive.children(directory, last, BATCH)?;
+        if children.is_empty() {
+            break;
+        }
+        for child in children {
+            let entry = child.map_err(|(_, failure)| failure)?;
+            last = Some(entry.node);
+            entries.push(entry);
+        }
+    }
+    entries.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(entries)
+}
+
+/// What differs beside the content of files.
+fn differing_metadata(one: &Entry, other: &Entry) -> Vec<&'static str> {
+    let (a, b) = (&one.metadata, &other.metadata);
+    let sorted = |attributes: &[(Vec<u8>, Vec<u8>)]| {
+        let mut attributes = attributes.to_vec();
+        attributes.sort_unstable();
+        attributes
+    };
+    let differs = [
+        ("target", a.link_target != b.link_target),
+        ("device", a.device != b.device),
+        ("mode", a.mode != b.mode),
+        ("owner", a.owner != b.owner),
+        ("group", a.group != b.group),
+        ("mtime", a.modified != b.modified),
+        ("attributes", a.inode_flags != b.inode_flags || a.fat_attributes != b.fat_attributes),
+        ("project", a.project != b.project),
+        ("xattrs", sorted(&a.extended) != sorted(&b.extended)),
+    ];
+    differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}
