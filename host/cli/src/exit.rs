@@ -166,6 +166,9 @@ fn network_hint(error: &keepwell_transport::Error) -> Option<String> {
         keepwell_transport::Error::NotConfirmed { presented } => {
             Some(format!("Where it is the right one, set PBS_FINGERPRINT={presented}"))
         }
+        keepwell_transport::Error::Undecided(_) => {
+            Some("`keepwell snapshot list` shows whether the snapshot is there.".into())
+        }
         _ => None,
     }
 }

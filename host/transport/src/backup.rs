@@ -157,7 +157,8 @@ impl BackupSession for RemoteBackup {
 
     fn finish(&self, manifest: &Blob) -> keepwell_store::Result<()> {
         self.put_blob(&ArchiveName::manifest(), manifest)?;
-        self.shared.block_on(self.shared.session.post("finish", &Query::new()))?;
+        let finished = self.shared.block_on(self.shared.session.post("finish", &Query::new()));
+        finished.map_err(Error::of_finish)?;
         Ok(())
     }
 }

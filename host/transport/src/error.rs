@@ -28,6 +28,9 @@ pub enum Error {
     Status { status: u16, message: String },
     #[error("interrupted")]
     Interrupted,
+    /// the end of a backup was asked for, and no answer came
+    #[error("the server did not say whether the backup is finished")]
+    Undecided(#[source] Box<Error>),
     #[error("{0} timed out")]
     Timeout(&'static str),
     #[error("connection to {address} was lost")]
@@ -75,6 +78,14 @@ impl Error {
         Self::Lost { address, source }
     }
 
+    /// What is known where the end of a backup failed in this way.
+    pub(crate) fn of_finish(self) -> Self {
+        match self.is_lost() || matches!(self, Self::Interrupted) {
+            true => Self::Undecided(Box::new(self)),
+            false => self,
+        }
+    }
+
     pub(crate) fn protocol(text: impl Into<String>) -> Self {
         Self::Protocol(text.into())
     }
@@ -106,6 +117,15 @@ impl From<Error> for StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_answer_says_what_became_of_a_backup() {
+        let lost = Error::lost("a:1".into(), None).of_finish();
+        assert!(matches!(lost, Error::Undecided(_)) && !lost.is_lost());
+        assert!(matches!(Error::Interrupted.of_finish(), Error::Undecided(_)));
+        let refused = Error::Status { status: 400, message: "no".into() }.of_finish();
+        assert!(matches!(refused, Error::Status { .. }));
+    }
 
     #[test]
     fn a_connection_that_just_ended_is_told_without_a_manual() {

@@ -25,7 +25,9 @@ impl Interrupt {
                 pending::<()>().await;
             }
         };
+        // What is there already counts.
         tokio::select! {
+            biased;
             outcome = future => outcome,
             () = stop => Err(Error::Interrupted),
         }

@@ -344,7 +344,14 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 fn interrupted(error: anyhow::Error, cancel: &Cancel) -> anyhow::Error {
-    if cancel.is_cancelled() { anyhow!("interrupted: no snapshot was made") } else { error }
+    // The server may have made it.
+    let is_undecided = error
+        .chain()
+        .any(|cause| matches!(cause.downcast_ref(), Some(keepwell_transport::Error::Undecided(_))));
+    match cancel.is_cancelled() && !is_undecided {
+        true => anyhow!("interrupted: no snapshot was made"),
+        false => error,
+    }
 }
 
 fn announce(plan: &Plan<'_>, shower: &Shower) {
