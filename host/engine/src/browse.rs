@@ -1,8 +1,9 @@
 //! Looks up single entries of a stored archive and reads what lies below them, in order: for who
 //! browses a snapshot and does not restore it.
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::plugin::{Archive, Content, Entry, EntryKind, Failure, Node};
+use crate::report::shown_path;
 use crate::restore::{ContentSource, Parts};
 use std::io;
 
@@ -32,6 +33,29 @@ pub fn find(archive: &mut dyn Archive, path: &[impl AsRef<[u8]>]) -> Result<Opti
         Some(entry) => Ok(Some(entry)),
         None => Ok(Some(archive.root()?)),
     }
+}
+
+/// Names from an archive's root.
+pub type EntryPath = Vec<Vec<u8>>;
+
+/// The entries at these paths, in the order of archives: the first name of a file comes before its
+/// further ones. What lies below another of them is left out; one that is not there is an error.
+pub fn find_all(
+    archive: &mut dyn Archive,
+    mut paths: Vec<EntryPath>,
+) -> Result<Vec<(EntryPath, Entry)>> {
+    paths.sort_unstable();
+    paths.dedup_by(|path, above| path.starts_with(above));
+    let found = paths.into_iter().map(|path| {
+        let entry = find(archive, &path)?.ok_or_else(|| not_found(&path))?;
+        Ok((path, entry))
+    });
+    found.collect()
+}
+
+pub(crate) fn not_found(path: &[Vec<u8>]) -> EngineError {
+    let path = shown_path(&path.join(&b'/'));
+    EngineError::Refused(format!("there is no \"{path}\" in the archive"))
 }
 
 /// The entry itself, or the one that a hard link stands for.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Children asked of an archive at a time.
 const BATCH: u32 = 1024;
 /// Bytes of content compared at a time.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: u64 = 256 << 10;
 /// Deeper trees are not followed: no file system holds one.
 const DEPTH_MAX: usize = 2048;
 
@@ -50,13 +50,6 @@ pub type Tell<'a> = dyn FnMut(Difference) -> Result<()> + 'a;
 
 /// Compares two archives.
 pub fn diff(before: &mut Side, after: &mut Side, tell: &mut Tell<'_>) -> Result<()> {
-    let same = |one: &Side, other: &Side| {
-        let (one, other) = (one.stored.index(), other.stored.index());
-        one.size() == other.size() && one.checksum() == other.checksum()
-    };
-    if same(before, after) {
-        return Ok(());
-    }
     let (one, other) = (before.archive.root()?, after.archive.root()?);
     let mut comparison = Comparison { before, after, tell };
     comparison.both(Vec::new(), one, other, 0)
@@ -68,7 +61,7 @@ struct Comparison<'a, 'b> {
     tell: &'a mut Tell<'b>,
 }
 
-impl Comparison<'_, '_> {
+impl<'b> Comparison<'_, 'b> {
     /// An entry that both have.
     fn both(&mut self, path: Vec<u8>, one: Entry, other: Entry, depth: usize) -> Result<()> {
         let one = browse::resolve(&mut *self.before.archive, one)?;
@@ -76,7 +69,7 @@ impl Comparison<'_, '_> {
         let (kind, other_kind) = (one.metadata.kind, other.metadata.kind);
         if kind != other_kind {
             let (below, below_other) = (one.node, other.node);
-            self.tell_of(&path, Change::Modified, Some(one), Some(other), vec!["type"])?;
+            self.tell_of(&path, Change::Modified, one, other, vec!["type"])?;
             if kind == EntryKind::Directory {
                 self.all_below(&path, below, Change::Removed)?;
             }
@@ -100,7 +93,7 @@ impl Comparison<'_, '_> {
         };
         if !what.is_empty() {
             let change = if is_modified { Change::Modified } else { Change::Metadata };
-            self.tell_of(&path, change, Some(one), Some(other), what)?;
+            self.tell_of(&path, change, one, other, what)?;
         }
         match kind {
             EntryKind::Directory => self.children(&path, nodes, depth),
@@ -137,37 +130,35 @@ impl Comparison<'_, '_> {
     /// An entry that one of them has, and all below it.
     fn only(&mut self, path: Vec<u8>, entry: Entry, change: Change) -> Result<()> {
         let below = (entry.metadata.kind == EntryKind::Directory).then_some(entry.node);
-        let side = self.side(change);
+        let (side, tell) = self.side(change);
         let entry = browse::resolve(&mut *side.archive, entry)?;
-        self.tell_one(&path, change, entry)?;
+        tell(one_sided(path.clone(), change, entry))?;
         below.map_or(Ok(()), |directory| self.all_below(&path, directory, change))
     }
 
     fn all_below(&mut self, above: &[u8], directory: Node, change: Change) -> Result<()> {
-        let Self { before, after, tell } = self;
-        let side = if change == Change::Removed { before } else { after };
+        let (side, tell) = self.side(change);
         browse::walk(&mut *side.archive, directory, &mut |archive, path, entry| {
             let entry = browse::resolve(archive, entry)?;
             tell(one_sided(join(above, &path.join(&b'/')), change, entry))
         })
     }
 
-    fn side(&mut self, change: Change) -> &mut Side {
-        if change == Change::Removed { self.before } else { self.after }
-    }
-
-    fn tell_one(&mut self, path: &[u8], change: Change, entry: Entry) -> Result<()> {
-        (self.tell)(one_sided(path.to_vec(), change, entry))
+    /// The one that has what was added or removed, and who is told.
+    fn side(&mut self, change: Change) -> (&mut Side, &mut Tell<'b>) {
+        let side = if change == Change::Removed { &mut *self.before } else { &mut *self.after };
+        (side, &mut *self.tell)
     }
 
     fn tell_of(
         &mut self,
         path: &[u8],
         change: Change,
-        before: Option<Entry>,
-        after: Option<Entry>,
+        before: Entry,
+        after: Entry,
         what: Vec<&'static str>,
     ) -> Result<()> {
+        let (before, after) = (Some(before), Some(after));
         (self.tell)(Difference { path: path.to_vec(), change, before, after, what })
     }
 
@@ -183,14 +174,12 @@ impl Comparison<'_, '_> {
         );
         let mut one = ContentReader::new(&mut *self.before.archive, &content.0, one);
         let mut other = ContentReader::new(&mut *self.after.archive, &content.1, other);
-        let (mut left, mut right) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
         loop {
-            let (length, other_length) =
-                (fill(&mut one, &mut left)?, fill(&mut other, &mut right)?);
-            if left[..length] != right[..other_length] {
+            let (left, right) = (next_piece(&mut one)?, next_piece(&mut other)?);
+            if left != right {
                 return Ok(false);
             }
-            if length == 0 {
+            if left.is_empty() {
                 return Ok(true);
             }
         }
@@ -271,22 +260,15 @@ fn same_pieces(
     Ok(one.is_none() && other.is_none())
 }
 
-/// Reads until the buffer is full or the content ends.
-fn fill(reader: &mut ContentReader<'_>, buffer: &mut [u8]) -> Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        let read = reader.read(&mut buffer[length..]).map_err(|error| {
-            match error.downcast::<EngineError>() {
-                Ok(inner) => inner,
-                Err(source) => EngineError::Io { action: "read", path: "content".into(), source },
-            }
-        })?;
-        if read == 0 {
-            break;
-        }
-        length += read;
-    }
-    Ok(length)
+/// Fewer bytes than `PIECE_BYTES` only at the end.
+fn next_piece(reader: &mut ContentReader<'_>) -> Result<Vec<u8>> {
+    let mut piece = Vec::new();
+    let read = reader.take(PIECE_BYTES).read_to_end(&mut piece);
+    read.map_err(|error| match error.downcast() {
+        Ok(inner) => inner,
+        Err(source) => EngineError::Io { action: "read", path: "content".into(), source },
+    })?;
+    Ok(piece)
 }
 
 /// All children of a directory by name.

@@ -5,7 +5,7 @@
 //! nobody holds its [`Dir`] any more.
 
 use crate::archive::{ChunkedArchive, RandomAccess};
-use crate::browse;
+use crate::browse::{self, EntryPath};
 use crate::error::{EngineError, Result, io_error};
 use crate::output::{self, NewFile, OutputOptions, Trouble};
 use crate::pattern::{PatternList, Verdict};
@@ -43,7 +43,7 @@ pub struct RestoreRequest {
     pub patterns: PatternList,
     /// Only these entries and what lies below them, by their names from the root. They are looked up one
     /// by one: the rest of the archive is not read. Then there are no patterns.
-    pub paths: Vec<Vec<Vec<u8>>>,
+    pub paths: Vec<EntryPath>,
     /// go on after damage, and report it at the end
     pub keep_going: bool,
     /// the archive comes from a pipe: everything in its order, on one thread
@@ -456,13 +456,9 @@ impl Restore {
 
     fn run_into(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
         let Self { mut request, content, cancel, counters, on_trouble } = self;
-        // In the order of archives: the first name of a file comes before its further ones.
-        request.paths.sort_unstable();
-        request.paths.dedup_by(|path, above| path.starts_with(above));
         // All of them, before anything is written.
-        for path in &request.paths {
-            browse::find(archive, path)?.ok_or_else(|| not_found(path))?;
-        }
+        let found = browse::find_all(archive, request.paths)?;
+        request.paths = found.into_iter().map(|(path, _)| path).collect();
         // Of the root itself nothing is wanted, and it may lie far from what is.
         let root = match request.paths.is_empty() {
             true => archive.root(),
@@ -536,11 +532,6 @@ impl Restore {
     }
 }
 
-fn not_found(path: &[Vec<u8>]) -> EngineError {
-    let path = shown_path(&path.join(&b'/'));
-    EngineError::Refused(format!("there is no \"{path}\" in the archive"))
-}
-
 /// A directory of which nothing is known but where it lies.
 fn lost_directory(name: Vec<u8>, node: Node) -> Entry {
     let metadata = Metadata { mode: 0o700, ..Metadata::of_kind(EntryKind::Directory) };
@@ -552,7 +543,7 @@ struct Walk<'a> {
     shared: &'a Arc<Shared>,
     jobs: Sender<Job>,
     patterns: &'a PatternList,
-    paths: &'a [Vec<Vec<u8>>],
+    paths: &'a [EntryPath],
     sequential: bool,
     /// directories entered below one that can't be restored
     skipped: u64,
@@ -694,7 +685,7 @@ impl Walk<'_> {
         name: &[u8],
     ) -> Result<Entry> {
         let directory = *nodes.last().unwrap_or(&Node::ROOT);
-        archive.child(directory, name)?.ok_or_else(|| not_found(path))
+        archive.child(directory, name)?.ok_or_else(|| browse::not_found(path))
     }
 
     /// Everything, in the order of the archive.

@@ -109,10 +109,13 @@ impl Server {
             ApiError::unauthorized("permission check failed.")
         };
         let is_ticket = password.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(':'));
+        let renewal = is_ticket.then(|| match self.keys.verify(password, now) {
+            Ok(data) if data == user.as_str() => Ok(()),
+            Ok(_) => Err("ticket of another user".to_owned()),
+            Err(problem) => Err(problem.to_string()),
+        });
         // Who has a ticket does not guess.
-        let is_renewal =
-            is_ticket && self.keys.verify(password, now).is_ok_and(|data| data == user.as_str());
-        if !is_renewal && self.failures.is_over(address, now) {
+        if renewal != Some(Ok(())) && self.failures.is_over(address, now) {
             return Err(refused(TOO_MANY));
         }
         if is_token(user) {
@@ -122,16 +125,9 @@ impl Server {
             return Err(refused("user is unknown, disabled or expired"));
         }
         // Until a failure counts: of many attempts at once, too, only so many are looked at.
-        let _turn = (!is_ticket && user.as_str().ends_with("@pam"))
+        let _turn = (renewal.is_none() && user.as_str().ends_with("@pam"))
             .then(|| self.failures.turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let outcome = match is_ticket {
-            true => match self.keys.verify(password, now) {
-                Ok(data) if data == user.as_str() => Ok(()),
-                Ok(_) => Err("ticket of another user".to_owned()),
-                Err(problem) => Err(problem.to_string()),
-            },
-            false => self.check_password(user, password, address),
-        };
+        let outcome = renewal.unwrap_or_else(|| self.check_password(user, password, address));
         outcome.map_err(|reason| refused(&reason))?;
         let ticket = ticket::issue(user, now, &|bytes| self.keys.sign(bytes));
         let csrf = self.keys.csrf_token(user.as_str(), now);

@@ -140,6 +140,7 @@ mod tests {
         let text = fs::read_to_string(dir.path().join("a/fingerprints")).unwrap();
         assert_eq!(text.lines().count(), 2);
     }
+
     #[test]
     fn a_line_of_rubbish_hides_no_other() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,12 +1,13 @@
 //! `diff`: what changed between two snapshots.
 
 use super::opened::{Opened, StoredArchive};
+use super::restore::snapshot_or_group;
 use crate::args::{limits, namespace, option, output_options, repository};
 use crate::encryption::key_options;
 use crate::output::{check_format, column, left, print};
 use crate::plugins::Plugins;
 use anyhow::{Result, bail};
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use keepwell_engine::archive::ChunkedArchive;
 use keepwell_engine::diff::{Change, Difference, Side, diff};
 use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Reader, Rendering};
@@ -19,13 +20,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
-    let snapshot = |name: &'static str, help: &'static str| {
-        Arg::new(name).value_name("SNAPSHOT").help(help).required(true)
-    };
     Command::new("diff")
         .about("Show what changed between two snapshots")
-        .arg(snapshot("before", "TYPE/ID/TIME, or TYPE/ID for the newest finished one"))
-        .arg(snapshot("after", "The other one"))
+        .arg(snapshot_or_group("before"))
+        .arg(snapshot_or_group("after").help("The other one"))
         .arg(option("archive", "ARCHIVE", "Only this archive, such as root.pxar"))
         .arg(repository())
         .arg(namespace())

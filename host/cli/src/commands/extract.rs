@@ -1,14 +1,16 @@
 //! `extract`: single files and directories, without reading the rest of the archive.
 
 use super::opened::Opened;
-use super::restore::{self, ignore_options, output_of, output_options, snapshot_or_group};
+use super::restore::{
+    self, archive_argument, ignore_options, output_of, output_options, snapshot_or_group,
+};
 use crate::args::{is_set, limits, namespace, option, repository};
 use crate::encryption::key_options;
 use crate::plugins::Plugins;
 use crate::progress::progress_option;
 use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use keepwell_engine::browse::{self, ContentReader};
+use keepwell_engine::browse::{self, ContentReader, EntryPath};
 use keepwell_engine::plugin::{Archive, EntryKind};
 use keepwell_engine::report::{Report, shown_path};
 use keepwell_engine::restore::{ContentSource, RestoreRequest};
@@ -19,16 +21,11 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Names from the root.
-type EntryPath = Vec<Vec<u8>>;
-
 pub(crate) fn command() -> Command {
     Command::new("extract")
         .about("Restore single files and directories, without reading the rest")
-        .arg(snapshot_or_group())
-        .arg(
-            Arg::new("archive-name").value_name("ARCHIVE").help("Such as root.pxar").required(true),
-        )
+        .arg(snapshot_or_group("snapshot"))
+        .arg(archive_argument("Such as root.pxar"))
         .arg(
             Arg::new("path")
                 .value_name("PATH")
@@ -86,7 +83,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 /// The names of a path in an archive.
-pub(crate) fn names(path: &[u8]) -> Result<EntryPath> {
+fn names(path: &[u8]) -> Result<EntryPath> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
     let names: EntryPath = names.map(<[u8]>::to_vec).collect();
     match names.iter().any(|name| name == b"..") {
@@ -99,17 +96,11 @@ pub(crate) fn names(path: &[u8]) -> Result<EntryPath> {
 fn stream(
     archive: &mut dyn Archive,
     content: &dyn ContentSource,
-    mut paths: Vec<EntryPath>,
+    paths: Vec<EntryPath>,
 ) -> Result<()> {
-    paths.sort_unstable();
-    paths.dedup_by(|path, above| path.starts_with(above));
-    let mut entries = Vec::new();
-    for path in paths {
-        let entry = browse::find(archive, &path)?.ok_or_else(|| {
-            anyhow!("there is no \"{}\" in the archive", shown_path(&path.join(&b'/')))
-        })?;
-        entries.push((path, browse::resolve(archive, entry)?));
-    }
+    let entries = browse::find_all(archive, paths)?.into_iter();
+    let resolved = entries.map(|(path, entry)| Ok((path, browse::resolve(archive, entry)?)));
+    let entries = resolved.collect::<Result<Vec<_>>>()?;
     let mut out = BufWriter::new(io::stdout().lock());
     if let [(_, entry)] = &entries[..]
         && entry.metadata.kind == EntryKind::File

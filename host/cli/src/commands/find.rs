@@ -1,8 +1,10 @@
 //! `find`: which snapshots of a group hold a file. Only their catalogs are read.
 
+use super::list::user_name;
+use super::opened::Opened;
 use super::restore::selection;
 use crate::args::{namespace, namespace_of, option, output_options, parsed, repository};
-use crate::encryption::{CryptParameters, key_options, verified};
+use crate::encryption::{CryptParameters, key_options};
 use crate::output::{check_format, column, left, print};
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -13,16 +15,12 @@ use keepwell_engine::catalog::walk;
 use keepwell_engine::pattern::{PatternList, Verdict};
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
 use keepwell_engine::report::shown_path;
-use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_model::catalog::CatalogKind;
-use keepwell_model::{ArchiveName, GroupId, Manifest, SnapshotId};
-use keepwell_seal::EncryptionKey;
-use keepwell_store::SnapshotReader;
+use keepwell_model::{ArchiveName, GroupId, SnapshotId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("find")
@@ -95,19 +93,15 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let (mut before, mut unread) = (None, 0);
     for item in items {
         let snapshot = item.snapshot()?;
-        let searched = store.sessions().open(&namespace, &snapshot).map_err(Into::into);
-        let searched = searched.and_then(|reader| {
-            let manifest =
-                verified(UnverifiedManifest::read(&*reader)?, &parameters, key.as_ref())?;
-            search.search(&reader, &manifest, key.as_ref(), before.as_ref())
-        });
+        let reader = store.sessions().open(&namespace, &snapshot).map_err(Into::into);
+        let opened = reader.and_then(|reader| Opened::new(reader, &parameters, key.clone()));
+        let searched = opened.and_then(|opened| search.search(&opened, before.as_ref()));
         match searched {
             Ok(()) => before = Some(snapshot),
             // The others may be sound, or have another key.
             Err(error) => {
                 unread += 1;
-                let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-                tracing::info!("{snapshot}: {}", causes.join(": "));
+                tracing::info!("{snapshot}: {error:#}");
             }
         }
     }
@@ -119,15 +113,10 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 impl Search {
-    fn search(
-        &mut self,
-        reader: &Arc<dyn SnapshotReader>,
-        manifest: &Manifest,
-        key: Option<&Arc<EncryptionKey>>,
-        before: Option<&SnapshotId>,
-    ) -> Result<()> {
+    fn search(&mut self, opened: &Opened, before: Option<&SnapshotId>) -> Result<()> {
+        let Opened { reader, manifest, key } = opened;
         let mut new = Vec::new();
-        walk(reader, manifest, key, &mut |path, entry| {
+        walk(reader, manifest, key.as_ref(), &mut |path, entry| {
             let Some((archive, path)) = path.split_first() else { return Ok(()) };
             let is_other = |wanted: &ArchiveName| wanted.as_str().as_bytes() != &archive[..];
             if path.is_empty() || self.archive.as_ref().is_some_and(is_other) {
@@ -136,7 +125,8 @@ impl Search {
             let whole = [b"/", &path.join(&b'/')[..]].concat();
             let is_directory = matches!(entry.kind, CatalogKind::Directory { .. });
             if self.patterns.judge(&whole, is_directory) == Verdict::Include {
-                new.push(((user_name(archive), whole), entry.kind.clone()));
+                let archive = user_name(&String::from_utf8_lossy(archive));
+                new.push(((archive, whole), entry.kind.clone()));
             }
             Ok(())
         })?;
@@ -194,10 +184,4 @@ impl Search {
 fn is_same(one: &CatalogKind, other: &CatalogKind) -> bool {
     let is_directory = |kind: &CatalogKind| matches!(kind, CatalogKind::Directory { .. });
     one == other || is_directory(one) && is_directory(other)
-}
-
-/// What users call the archive of this name in a catalog.
-fn user_name(archive: &[u8]) -> String {
-    let text = String::from_utf8_lossy(archive).into_owned();
-    text.parse::<ArchiveName>().map_or(text, |name| name.user_name().to_owned())
 }

@@ -18,13 +18,14 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .args(output_options(plugins))
 }
 
+/// What users call a file of a snapshot.
+pub(crate) fn user_name(name: &str) -> String {
+    name.parse::<ArchiveName>().map_or_else(|_| name.to_owned(), |name| name.user_name().to_owned())
+}
+
 /// What users call these files, sorted, with blanks between them.
 pub(crate) fn user_names<'a>(files: impl Iterator<Item = &'a str>) -> String {
-    let strip = |name: &'a str| match name.parse::<ArchiveName>() {
-        Ok(name) => name.user_name().to_owned(),
-        Err(_) => name.to_owned(),
-    };
-    let mut names: Vec<String> = files.map(strip).collect();
+    let mut names: Vec<String> = files.map(user_name).collect();
     names.sort();
     names.join(" ")
 }

@@ -47,6 +47,15 @@ pub(crate) fn find_snapshot(
 }
 
 impl Opened {
+    pub(crate) fn new(
+        reader: Arc<dyn SnapshotReader>,
+        parameters: &CryptParameters,
+        key: Option<Arc<EncryptionKey>>,
+    ) -> Result<Self> {
+        let manifest = verified(UnverifiedManifest::read(&*reader)?, parameters, key.as_ref())?;
+        Ok(Self { reader, manifest, key })
+    }
+
     /// By the options for repository, namespace and key; `given` is a snapshot or a group.
     pub(crate) fn of(matches: &ArgMatches, given: &str) -> Result<Self> {
         let [opened] = Self::all_of(matches, [given])?;
@@ -67,12 +76,8 @@ impl Opened {
             readers.push(store.sessions().open(&namespace, &snapshot)?);
         }
         let key = parameters.unlock()?;
-        let open = |reader: Arc<dyn SnapshotReader>| {
-            let unverified = UnverifiedManifest::read(&*reader)?;
-            let manifest = verified(unverified, &parameters, key.as_ref())?;
-            Ok(Self { reader, manifest, key: key.clone() })
-        };
-        let opened: Vec<Self> = readers.into_iter().map(open).collect::<Result<_>>()?;
+        let opened = readers.into_iter().map(|reader| Self::new(reader, &parameters, key.clone()));
+        let opened: Vec<Self> = opened.collect::<Result<_>>()?;
         opened.try_into().map_err(|_| anyhow!("not all snapshots were opened"))
     }
 

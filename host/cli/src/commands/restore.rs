@@ -59,23 +59,22 @@ pub(crate) fn ignore_options() -> [Arg; 7] {
     ]
 }
 
-pub(crate) fn snapshot_or_group() -> Arg {
-    Arg::new("snapshot")
+pub(crate) fn snapshot_or_group(id: &'static str) -> Arg {
+    Arg::new(id)
         .value_name("SNAPSHOT")
         .help("TYPE/ID/TIME, or TYPE/ID for the newest finished one")
         .required(true)
 }
 
+pub(crate) fn archive_argument(help: &'static str) -> Arg {
+    Arg::new("archive-name").value_name("ARCHIVE").help(help).required(true)
+}
+
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("restore")
         .about("Restore an archive of a snapshot")
-        .arg(snapshot_or_group())
-        .arg(
-            Arg::new("archive-name")
-                .value_name("ARCHIVE")
-                .help("Such as root.pxar, drive.img, app.conf or index.json")
-                .required(true),
-        )
+        .arg(snapshot_or_group("snapshot"))
+        .arg(archive_argument("Such as root.pxar, drive.img, app.conf or index.json"))
         .arg(
             Arg::new("target")
                 .value_name("TARGET")
@@ -190,7 +189,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             bail!("--pattern and --keep-going can't be used with the target '-'");
         }
         // Without the types: a broken pipe is no success, and no hint fits.
-        return content.write_out().map_err(|error| anyhow!("{}", describe(&error)));
+        return content.write_out().map_err(|error| anyhow!("{error:#}"));
     }
     let request = RestoreRequest {
         options: output_of(matches),
@@ -346,12 +345,6 @@ fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
         }
         other => other.into(),
     }
-}
-
-/// An error and its causes on one line.
-fn describe(error: &anyhow::Error) -> String {
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    causes.join(": ")
 }
 
 fn write_new_file(target: &Path, bytes: &[u8]) -> Result<()> {
