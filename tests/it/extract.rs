@@ -107,7 +107,78 @@ fn what_is_not_there_is_told_before_anything_is_written() {
     world.fails("extract host/me other.pxar etc --to out").says("other.pxar");
     world.fails("extract host/me root.pxar nothing --to -").says("there is no \"nothing\"");
     world.fails("extract host/me root.pxar etc").says("--to");
+    let run = world.run(["extract", "host/me", "root.pxar", "", "--to", "out2"]);
+    run.assert_failed("an empty path");
+    run.says("a path is empty");
+    world.write("disk", noise(1, 4096));
+    world.ok("backup disk.img:disk --backup-id image");
+    for path in ["/", "disk", "disk.img"] {
+        world.fails(&format!("extract host/image disk.img {path} --to out2")).says("use `restore`");
+    }
+    assert!(!world.path("out2").exists());
     world.ok("extract host/me root.pxar etc/fstab --to out");
     world.fails("extract host/me root.pxar etc/fstab --to out").says("File exists");
+    // What lies above what is asked for stays as it is.
+    fs::set_permissions(world.path("out/etc"), fs::Permissions::from_mode(0o701)).unwrap();
     world.ok("extract host/me root.pxar etc/fstab --to out --allow-existing-dirs --overwrite");
+    assert_eq!(mode(&world, "out/etc"), 0o701);
+}
+
+/// A tar says as much as it can: links, extended attributes, fractions of seconds.
+#[test]
+fn a_tar_has_links_attributes_and_exact_times() {
+    let world = world();
+    let file = world.path("tree/etc/deep/x.conf");
+    rustix::fs::setxattr(&file, "user.keepwell", b"value", rustix::fs::XattrFlags::empty())
+        .unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1000, 5);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(world.path("tree/etc/socket")).unwrap());
+    world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000001");
+    let run = world.ok("extract host/me root.pxar etc home --to -");
+    run.says("can't hold them: 1 sockets");
+    world.write("x.tar", &run.stdout_bytes);
+    fs::create_dir(world.path("untarred")).unwrap();
+    let untar = std::process::Command::new("tar")
+        .args(["--xattrs", "-xf"])
+        .arg(world.path("x.tar"))
+        .arg("-C")
+        .arg(world.path("untarred"))
+        .status();
+    assert!(untar.unwrap().success());
+    let made = world.path("untarred/etc/deep/x.conf");
+    let mut value = [0u8; 16];
+    let length = rustix::fs::getxattr(&made, "user.keepwell", &mut value).unwrap();
+    assert_eq!(&value[..length], b"value");
+    assert_eq!(fs::metadata(&made).unwrap().modified().unwrap(), time);
+    let inode = |path: &str| fs::metadata(world.path(path)).unwrap().ino();
+    assert_eq!(inode("untarred/home/me/linked"), inode("untarred/etc/fstab"));
+    assert!(!world.path("untarred/etc/socket").exists());
+}
+
+/// Where the way to a path is damaged, what a walk finds of it is restored; and damage is told with
+/// the file's name.
+#[test]
+fn damage_is_named_and_walked_around() {
+    let world = world();
+    let index = world.repo().join("host/me/2023-11-14T22:13:20Z/root.pxar.didx");
+    let index = keepwell_model::Index::parse_dynamic(fs::read(index).unwrap()).unwrap();
+    let file = |position: usize| {
+        let digest = index.chunk(position).unwrap().digest.to_string();
+        world.repo().join(".chunks").join(&digest[..4]).join(&digest)
+    };
+    // The table of the root is at the end.
+    let (last, away) = (file(index.len() - 1), world.path("away"));
+    fs::rename(&last, &away).unwrap();
+    world.fails("extract host/me root.pxar etc --to plain").says("Use --keep-going");
+    let run = world.fails("extract host/me root.pxar etc --to going --keep-going");
+    run.says("the restore is not complete").lacks("Use --keep-going");
+    assert_eq!(fs::read(world.path("going/etc/fstab")).unwrap(), b"fstab\n");
+    assert!(!world.path("going/home").exists());
+    fs::rename(&away, &last).unwrap();
+    fs::remove_file(file(index.len() / 4)).unwrap();
+    let run = world.fails("extract host/me root.pxar a-large etc --to -");
+    run.says("a-large").says("chunk").lacks("write 'the tar'");
+    let run = world.fails("extract host/me root.pxar a-large --to - --keep-going");
+    run.says("can't be used");
 }

@@ -135,6 +135,13 @@ impl Run {
     }
 }
 
+impl Run {
+    pub fn lacks(&self, text: &str) -> &Self {
+        assert!(!self.stderr.contains(text), "'{text}' is in: {}", self.stderr);
+        self
+    }
+}
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

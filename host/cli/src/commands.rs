@@ -18,6 +18,7 @@ mod prune;
 mod pxar;
 mod restore;
 mod server;
+mod shell;
 mod snapshot;
 mod status;
 mod task;
@@ -81,7 +82,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "forget" => snapshot::forget(matches),
         "namespace" => namespace::run(plugins, matches),
         "prune" => prune::run(plugins, matches),
-        "catalog" => catalog::run(matches),
+        "catalog" => catalog::run(plugins, matches),
         "find" => find::run(plugins, matches),
         "diff" => diff::run(plugins, matches),
         "status" => status::run(plugins, matches),

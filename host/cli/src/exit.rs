@@ -61,7 +61,7 @@ pub(crate) fn report(outcome: anyhow::Result<()>) -> ExitCode {
 }
 
 /// The error and its causes; a cause that its error repeats is left out.
-fn one_line(error: &anyhow::Error) -> String {
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -173,9 +173,6 @@ fn network_hint(error: &keepwell_transport::Error) -> Option<String> {
     }
 }
 
-const KEEP_GOING: &str =
-    "Use --keep-going to restore what is not damaged, and to be told what is lost.";
-
 fn engine_hint(error: &EngineError) -> Option<String> {
     let text = match error {
         EngineError::NotInManifest { .. } => {
@@ -195,12 +192,9 @@ fn engine_hint(error: &EngineError) -> Option<String> {
         EngineError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
             "Choose another target."
         }
-        EngineError::ChunkDamaged { .. } => KEEP_GOING,
-        EngineError::Lost { problem, .. } if problem.contains("chunk ") => KEEP_GOING,
         EngineError::Entry { problem, .. } if problem.contains(": File exists") => {
             "Restore into an empty directory, or use --allow-existing-dirs and --overwrite."
         }
-        EngineError::Plugin(Failure::Corrupt(problem)) if problem.contains("chunk ") => KEEP_GOING,
         EngineError::Plugin(Failure::Invalid(text)) if text.contains("entries (>") => {
             "Use --entries-max to allow more."
         }

@@ -3,9 +3,11 @@
 use crate::args::option_values;
 use crate::plugins::Plugins;
 use crate::terminal::{speaks_utf8, stdout_width};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::ArgMatches;
-use keepwell_engine::plugin::{Alignment, Column, Document, FormatEnvironment, Layout, Rendering};
+use keepwell_engine::plugin::{
+    Alignment, Column, Document, Failure, FormatEnvironment, Layout, Rendering,
+};
 use serde_json::Value;
 use std::io::Write;
 
@@ -28,8 +30,21 @@ pub(crate) fn print(plugins: &Plugins, matches: &ArgMatches, document: &Document
         terminal_width: stdout_width(),
     };
     let options = option_values(matches, &loaded.info.options)?;
-    let bytes = loaded.plugin.formatter()?.render(document, &environment, options)?;
-    write_out(&bytes)
+    let rendered = loaded.plugin.formatter()?.render(document, &environment, options);
+    write_out(&rendered.map_err(|failure| explained(failure, document, &environment.format))?)
+}
+
+/// Results of this many rows are too large for most formatters.
+const ROWS_MANY: usize = 10_000;
+
+fn explained(failure: Failure, document: &Document, format: &str) -> anyhow::Error {
+    let rows = document.data.as_array().map_or(0, Vec::len);
+    match failure {
+        Failure::Trap { .. } if rows >= ROWS_MANY && format != "json" => {
+            anyhow!("{rows} rows are too many to print as '{format}': use --output-format json")
+        }
+        other => other.into(),
+    }
 }
 
 /// Refuses an unknown format before anything is done.

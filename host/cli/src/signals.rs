@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_default, register_conditional_shutdown};
 use signal_hook::low_level::unregister;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 /// Those that stand for the default actions.
 static DEFAULTS: Mutex<Vec<SigId>> = Mutex::new(Vec::new());
@@ -34,12 +34,16 @@ pub(crate) fn interrupt() -> Arc<AtomicBool> {
 
 /// They ask to stop; the second time they stop.
 pub(crate) fn cancel_on_signal() -> Cancel {
+    // Once: of two handlers the second would take the first signal for the second.
+    static HEARD: Once = Once::new();
     forget_defaults();
     let flag = interrupt();
-    for signal in heard() {
-        let _ = register_conditional_shutdown(signal, 255, flag.clone());
-        let _ = register(signal, flag.clone());
-    }
+    HEARD.call_once(|| {
+        for signal in heard() {
+            let _ = register_conditional_shutdown(signal, 255, flag.clone());
+            let _ = register(signal, flag.clone());
+        }
+    });
     Cancel::from_flag(flag)
 }
 

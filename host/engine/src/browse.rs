@@ -46,12 +46,20 @@ pub fn find_all(
 ) -> Result<Vec<(EntryPath, Entry)>> {
     paths.sort_unstable();
     paths.dedup_by(|path, above| path.starts_with(above));
-    let found = paths.into_iter().map(|path| {
-        let entry = find(archive, &path)?.ok_or_else(|| not_found(&path))?;
-        Ok((path, entry))
+    let found = paths.into_iter().map(|path| match find(archive, &path)? {
+        Some(entry) if !path.is_empty() || entry.metadata.kind == EntryKind::Directory => {
+            Ok((path, entry))
+        }
+        Some(_) => Err(EngineError::Refused(ONE_FILE.into())),
+        None if archive.root().is_ok_and(|root| root.metadata.kind != EntryKind::Directory) => {
+            Err(EngineError::Refused(ONE_FILE.into()))
+        }
+        None => Err(not_found(&path)),
     });
     found.collect()
 }
+
+const ONE_FILE: &str = "the archive is one file and has no paths: use `restore` to get it";
 
 pub(crate) fn not_found(path: &[Vec<u8>]) -> EngineError {
     let path = shown_path(&path.join(&b'/'));

@@ -34,21 +34,36 @@ impl CatalogBytes for StoredCatalog {
     }
 }
 
-fn open(
-    reader: &Arc<dyn SnapshotReader>,
-    manifest: &Manifest,
-    key: Option<&Arc<EncryptionKey>>,
-) -> Result<CatalogReader<StoredCatalog>> {
-    let name = ArchiveName::catalog();
-    let file = find(manifest, &name).map_err(|error| match error {
-        EngineError::NotInManifest { .. } => EngineError::Refused(format!(
-            "snapshot {} has no catalog: it holds no file archive",
-            reader.snapshot()
-        )),
-        other => other,
-    })?;
-    let bytes = StoredCatalog(ChunkedArchive::open(reader.clone(), file, key)?);
-    Ok(CatalogReader::open(bytes)?)
+/// A snapshot's catalog.
+pub struct Catalog(CatalogReader<StoredCatalog>);
+
+impl Catalog {
+    pub fn open(
+        reader: &Arc<dyn SnapshotReader>,
+        manifest: &Manifest,
+        key: Option<&Arc<EncryptionKey>>,
+    ) -> Result<Self> {
+        let name = ArchiveName::catalog();
+        let file = find(manifest, &name).map_err(|error| match error {
+            EngineError::NotInManifest { .. } => EngineError::Refused(format!(
+                "snapshot {} has no catalog: it holds no file archive",
+                reader.snapshot()
+            )),
+            other => other,
+        })?;
+        let bytes = StoredCatalog(ChunkedArchive::open(reader.clone(), file, key)?);
+        Ok(Self(CatalogReader::open(bytes)?))
+    }
+
+    /// The snapshot's file archives, as directories.
+    pub fn archives(&self) -> Result<Vec<CatalogEntry>> {
+        Ok(self.0.directory(self.0.root()?)?)
+    }
+
+    /// Entries of the directory whose block lies there.
+    pub fn directory(&self, block: u64) -> Result<Vec<CatalogEntry>> {
+        Ok(self.0.directory(block)?)
+    }
 }
 
 /// Calls `visit` with the path and entry of everything in the catalog, in order.
@@ -58,7 +73,7 @@ pub fn walk(
     key: Option<&Arc<EncryptionKey>>,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
-    Ok(open(reader, manifest, key)?.walk(visit)?)
+    Ok(Catalog::open(reader, manifest, key)?.0.walk(visit)?)
 }
 
 /// Entries of the directory at a path, whose first name is an archive's; none where there is no
@@ -69,8 +84,8 @@ pub fn list(
     key: Option<&Arc<EncryptionKey>>,
     path: &[&[u8]],
 ) -> Result<Option<Vec<CatalogEntry>>> {
-    let catalog = open(reader, manifest, key)?;
-    let mut entries = catalog.directory(catalog.root()?)?;
+    let catalog = Catalog::open(reader, manifest, key)?;
+    let mut entries = catalog.archives()?;
     for name in path {
         let found = entries.iter().find(|entry| entry.name == *name);
         let Some(CatalogKind::Directory { block }) = found.map(|entry| &entry.kind) else {

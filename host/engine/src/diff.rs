@@ -5,7 +5,7 @@ use crate::archive::{ChunkedArchive, Part};
 use crate::browse::{self, ContentReader};
 use crate::error::{EngineError, Result};
 use crate::plugin::{Archive, Content, Entry, EntryKind, Failure, Node};
-use crate::restore::StoredContent;
+use crate::restore::{StoredContent, chain};
 use keepwell_model::ChunkDigest;
 use std::io::Read;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub enum Change {
     Modified,
     /// nothing else
     Metadata,
+    /// damage hides whether it changed
+    Unreadable,
 }
 
 /// An entry that is not the same in both.
@@ -43,6 +45,8 @@ pub struct Difference {
     pub after: Option<Entry>,
     /// what of it differs, where it is in both
     pub what: Vec<&'static str>,
+    /// why it can't be compared
+    pub problem: Option<String>,
 }
 
 /// Hears of the differences, in the order of paths.
@@ -64,8 +68,12 @@ struct Comparison<'a, 'b> {
 impl<'b> Comparison<'_, 'b> {
     /// An entry that both have.
     fn both(&mut self, path: Vec<u8>, one: Entry, other: Entry, depth: usize) -> Result<()> {
-        let one = browse::resolve(&mut *self.before.archive, one)?;
-        let other = browse::resolve(&mut *self.after.archive, other)?;
+        let resolved = browse::resolve(&mut *self.before.archive, one)
+            .and_then(|one| Ok((one, browse::resolve(&mut *self.after.archive, other)?)));
+        let (one, other) = match resolved {
+            Ok(both) => both,
+            Err(error) => return self.unreadable(&path, error),
+        };
         let (kind, other_kind) = (one.metadata.kind, other.metadata.kind);
         if kind != other_kind {
             let (below, below_other) = (one.node, other.node);
@@ -80,17 +88,18 @@ impl<'b> Comparison<'_, 'b> {
         }
         let nodes = (one.node, other.node);
         let mut what = differing_metadata(&one, &other);
-        let is_modified = match kind {
-            EntryKind::File => {
-                let same =
-                    one.metadata.size == other.metadata.size && self.same_content(&one, &other)?;
-                if !same {
-                    what.insert(0, "content");
-                }
-                !same
+        if kind == EntryKind::File {
+            let same = match one.metadata.size == other.metadata.size {
+                true => self.same_content(&one, &other),
+                false => Ok(false),
+            };
+            match same {
+                Ok(true) => {}
+                Ok(false) => what.insert(0, "content"),
+                Err(error) => return self.unreadable(&path, error),
             }
-            _ => what.contains(&"target") || what.contains(&"device"),
-        };
+        }
+        let is_modified = ["content", "target", "device"].iter().any(|part| what.contains(part));
         if !what.is_empty() {
             let change = if is_modified { Change::Modified } else { Change::Metadata };
             self.tell_of(&path, change, one, other, what)?;
@@ -105,8 +114,15 @@ impl<'b> Comparison<'_, 'b> {
         if depth >= DEPTH_MAX {
             return Err(Failure::Corrupt("directories are nested too deep".into()).into());
         }
-        let mut ones = sorted(&mut *self.before.archive, nodes.0)?.into_iter().peekable();
-        let mut others = sorted(&mut *self.after.archive, nodes.1)?.into_iter().peekable();
+        let (ones, problem) = sorted(&mut *self.before.archive, nodes.0);
+        let (others, other_problem) = sorted(&mut *self.after.archive, nodes.1);
+        // What is missing from a damaged list was neither added nor removed.
+        let is_whole = problem.is_none() && other_problem.is_none();
+        if let Some(failure) = problem.or(other_problem) {
+            self.unreadable(path, failure.into())?;
+        }
+        let mut ones = ones.into_iter().peekable();
+        let mut others = others.into_iter().peekable();
         loop {
             let order = match (ones.peek(), others.peek()) {
                 (None, None) => return Ok(()),
@@ -120,9 +136,13 @@ impl<'b> Comparison<'_, 'b> {
                 (Some(one), Some(other)) => {
                     self.both(join(path, &one.name), one, other, depth + 1)?;
                 }
-                (Some(one), None) => self.only(join(path, &one.name), one, Change::Removed)?,
-                (None, Some(other)) => self.only(join(path, &other.name), other, Change::Added)?,
-                (None, None) => return Ok(()),
+                (Some(one), None) if is_whole => {
+                    self.only(join(path, &one.name), one, Change::Removed)?;
+                }
+                (None, Some(other)) if is_whole => {
+                    self.only(join(path, &other.name), other, Change::Added)?;
+                }
+                _ => {}
             }
         }
     }
@@ -131,16 +151,34 @@ impl<'b> Comparison<'_, 'b> {
     fn only(&mut self, path: Vec<u8>, entry: Entry, change: Change) -> Result<()> {
         let below = (entry.metadata.kind == EntryKind::Directory).then_some(entry.node);
         let (side, tell) = self.side(change);
-        let entry = browse::resolve(&mut *side.archive, entry)?;
-        tell(one_sided(path.clone(), change, entry))?;
+        match browse::resolve(&mut *side.archive, entry) {
+            Ok(entry) => tell(one_sided(path.clone(), change, entry))?,
+            Err(error) => return self.unreadable(&path, error),
+        }
         below.map_or(Ok(()), |directory| self.all_below(&path, directory, change))
     }
 
     fn all_below(&mut self, above: &[u8], directory: Node, change: Change) -> Result<()> {
         let (side, tell) = self.side(change);
-        browse::walk(&mut *side.archive, directory, &mut |archive, path, entry| {
+        let walked = browse::walk(&mut *side.archive, directory, &mut |archive, path, entry| {
             let entry = browse::resolve(archive, entry)?;
             tell(one_sided(join(above, &path.join(&b'/')), change, entry))
+        });
+        walked.or_else(|error| self.unreadable(above, error))
+    }
+
+    /// Damage hides what is there; everything else ends the comparison.
+    fn unreadable(&mut self, path: &[u8], error: EngineError) -> Result<()> {
+        if !error.is_damage() {
+            return Err(error);
+        }
+        (self.tell)(Difference {
+            path: path.to_vec(),
+            change: Change::Unreadable,
+            before: None,
+            after: None,
+            what: Vec::new(),
+            problem: Some(chain(&error)),
         })
     }
 
@@ -159,7 +197,8 @@ impl<'b> Comparison<'_, 'b> {
         what: Vec<&'static str>,
     ) -> Result<()> {
         let (before, after) = (Some(before), Some(after));
-        (self.tell)(Difference { path: path.to_vec(), change, before, after, what })
+        let (path, problem) = (path.to_vec(), None);
+        (self.tell)(Difference { path, change, before, after, what, problem })
     }
 
     /// Whether two files of one size have the same bytes.
@@ -191,7 +230,7 @@ fn one_sided(path: Vec<u8>, change: Change, entry: Entry) -> Difference {
         Change::Removed => (Some(entry), None),
         _ => (None, Some(entry)),
     };
-    Difference { path, change, before, after, what: Vec::new() }
+    Difference { path, change, before, after, what: Vec::new(), problem: None }
 }
 
 fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
@@ -221,11 +260,22 @@ fn pieces(stored: &ChunkedArchive, entry: &Entry) -> Option<Vec<Piece>> {
         if extent.stream != 0 {
             return None;
         }
-        for part in stored.parts(extent.offset, extent.length)? {
-            pieces.push(Piece { digest: stored.index().chunk(part.position)?.digest, part });
-        }
+        add_pieces(stored, extent.offset, extent.length, &mut pieces)?;
     }
     Some(pieces)
+}
+
+/// None where the stretch leaves the archive.
+fn add_pieces(
+    stored: &ChunkedArchive,
+    offset: u64,
+    length: u64,
+    pieces: &mut Vec<Piece>,
+) -> Option<()> {
+    for part in stored.parts(offset, length)? {
+        pieces.push(Piece { digest: stored.index().chunk(part.position)?.digest, part });
+    }
+    Some(())
 }
 
 /// Whether these hold the same bytes. What lies at one place in one chunk is not read.
@@ -260,6 +310,18 @@ fn same_pieces(
     Ok(one.is_none() && other.is_none())
 }
 
+/// Whether two archives without entries have the same bytes.
+pub fn same_bytes(one: &ChunkedArchive, other: &ChunkedArchive) -> Result<bool> {
+    if one.index().size() != other.index().size() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for (stored, pieces) in [(one, &mut left), (other, &mut right)] {
+        add_pieces(stored, 0, stored.index().size(), pieces).ok_or(EngineError::Worker)?;
+    }
+    same_pieces((one, other), &left, &right)
+}
+
 /// Fewer bytes than `PIECE_BYTES` only at the end.
 fn next_piece(reader: &mut ContentReader<'_>) -> Result<Vec<u8>> {
     let mut piece = Vec::new();
@@ -271,22 +333,33 @@ fn next_piece(reader: &mut ContentReader<'_>) -> Result<Vec<u8>> {
     Ok(piece)
 }
 
-/// All children of a directory by name.
-fn sorted(archive: &mut dyn Archive, directory: Node) -> Result<Vec<Entry>> {
-    let (mut entries, mut last): (Vec<Entry>, _) = (Vec::new(), None);
+/// All children of a directory by name, and what hides others of them.
+fn sorted(archive: &mut dyn Archive, directory: Node) -> (Vec<Entry>, Option<Failure>) {
+    let (mut entries, mut last, mut problem) = (Vec::<Entry>::new(), None, None);
     loop {
-        let children = archive.children(directory, last, BATCH)?;
-        if children.is_empty() {
-            break;
-        }
+        let children = match archive.children(directory, last, BATCH) {
+            Ok(children) if children.is_empty() => break,
+            Ok(children) => children,
+            Err(failure) => {
+                problem = Some(failure);
+                break;
+            }
+        };
         for child in children {
-            let entry = child.map_err(|(_, failure)| failure)?;
-            last = Some(entry.node);
-            entries.push(entry);
+            match child {
+                Ok(entry) => {
+                    last = Some(entry.node);
+                    entries.push(entry);
+                }
+                Err((node, failure)) => {
+                    last = Some(node);
+                    problem = Some(failure);
+                }
+            }
         }
     }
     entries.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(entries)
+    (entries, problem)
 }
 
 /// What differs beside the content of files.

@@ -48,7 +48,7 @@ pub enum EngineError {
     NotInManifest { name: ArchiveName },
     #[error(transparent)]
     Name(#[from] keepwell_model::names::NameError),
-    #[error("catalog: {0}")]
+    #[error(transparent)]
     Catalog(#[from] keepwell_model::catalog::CatalogError),
     #[error("error at entry \"{path}\": {problem}")]
     Entry { path: String, problem: String },
@@ -62,6 +62,17 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Whether stored bytes are damaged or missing: what lies elsewhere may be sound.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::ChunkDamaged { .. } | Self::Damaged { .. } | Self::Lost { .. } => true,
+            Self::Store(error) => matches!(error, StoreError::Corrupt { .. }),
+            Self::Plugin(failure) => matches!(failure, Failure::Corrupt(_)),
+            Self::Catalog(error) => !matches!(error, keepwell_model::catalog::CatalogError::Name),
+            _ => false,
+        }
+    }
+
     /// Whether the target is full: trying on is of no use.
     pub(crate) fn is_no_space(&self) -> bool {
         match self {

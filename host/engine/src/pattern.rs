@@ -58,6 +58,8 @@ pub struct Pattern {
 
 #[derive(Debug)]
 enum Matcher {
+    /// this path alone
+    Path(Vec<u8>),
     Glob(Box<GlobMatcher>),
     Bytes(regex::bytes::Regex),
 }
@@ -101,6 +103,7 @@ impl Pattern {
             return false;
         }
         match &self.matcher {
+            Matcher::Path(own) => own == path,
             Matcher::Glob(glob) => glob.is_match(Path::new(OsStr::from_bytes(path))),
             Matcher::Bytes(regex) => regex.is_match(path),
         }
@@ -277,6 +280,21 @@ impl PatternList {
     pub fn push(&mut self, text: &[u8], base: &[u8]) -> Result<(), PatternError> {
         self.patterns.push(Pattern::parse(text, base)?);
         Ok(())
+    }
+
+    /// Includes the one entry that has this path of names from the root.
+    pub fn include_path(&mut self, path: &[Vec<u8>]) {
+        let mut own = Vec::new();
+        for name in path {
+            own.push(b'/');
+            own.extend(name);
+        }
+        self.patterns.push(Pattern {
+            root_only: own.is_empty(),
+            matcher: Matcher::Path(own),
+            include: true,
+            only_directories: false,
+        });
     }
 
     pub fn len(&self) -> usize {

@@ -229,6 +229,8 @@ struct Dir {
     depth: usize,
     /// it is the user's, not the archive's: its metadata stays
     bare: bool,
+    /// what is wanted lies below it: where it was there, its metadata stays
+    is_above: bool,
     /// it was not there before
     is_new: AtomicBool,
 }
@@ -305,11 +307,12 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         let Some(fd) = self.fd.get() else { return };
-        if self.bare || self.shared.is_over() {
+        let is_new = self.is_new.load(Ordering::Relaxed);
+        if self.bare || self.is_above && !is_new || self.shared.is_over() {
             return;
         }
         let options = &self.shared.options;
-        if self.is_new.load(Ordering::Relaxed) {
+        if is_new {
             output::narrow(fd.as_fd(), &self.metadata, options);
         }
         let applied = output::apply(fd.as_fd(), &self.metadata, options);
@@ -457,8 +460,21 @@ impl Restore {
     fn run_into(self, archive: &mut dyn Archive, target: &Path) -> Result<RestoreSummary> {
         let Self { mut request, content, cancel, counters, on_trouble } = self;
         // All of them, before anything is written.
-        let found = browse::find_all(archive, request.paths)?;
-        request.paths = found.into_iter().map(|(path, _)| path).collect();
+        let paths = std::mem::take(&mut request.paths);
+        let is_selection = !paths.is_empty();
+        let mut found_damage = None;
+        match browse::find_all(archive, paths.clone()) {
+            Ok(found) => request.paths = found.into_iter().map(|(path, _)| path).collect(),
+            // A table on the way is damaged: what the walk finds of them is restored.
+            Err(error) if error.is_damage() && request.keep_going => {
+                found_damage = Some(error);
+                // The root is everything, as no pattern is.
+                for path in paths.iter().filter(|_| !paths.contains(&Vec::new())) {
+                    request.patterns.include_path(path);
+                }
+            }
+            Err(error) => return Err(error),
+        }
         // Of the root itself nothing is wanted, and it may lie far from what is.
         let root = match request.paths.is_empty() {
             true => archive.root(),
@@ -489,6 +505,9 @@ impl Restore {
             completed: Condvar::new(),
             on_trouble,
         });
+        if let Some(error) = found_damage {
+            shared.trouble(error);
+        }
         let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         let (jobs, queue) = bounded(QUEUE_JOBS);
         let outcome = thread::scope(|scope| {
@@ -504,6 +523,7 @@ impl Restore {
                 jobs,
                 patterns,
                 paths,
+                is_selection,
                 sequential: *sequential,
                 skipped: 0,
                 hasher,
@@ -544,6 +564,8 @@ struct Walk<'a> {
     jobs: Sender<Job>,
     patterns: &'a PatternList,
     paths: &'a [EntryPath],
+    /// paths were asked for: directories above them are not
+    is_selection: bool,
     sequential: bool,
     /// directories entered below one that can't be restored
     skipped: u64,
@@ -618,7 +640,8 @@ impl Walk<'_> {
             fd: OnceLock::from(fd),
             shared: self.shared.clone(),
             depth: 0,
-            bare: root_problem.is_some() || !self.paths.is_empty(),
+            bare: root_problem.is_some() || self.is_selection,
+            is_above: false,
             is_new: AtomicBool::new(false),
         });
         let (wanted, root_node) = (self.patterns.is_empty(), root.node);
@@ -864,6 +887,7 @@ impl Walk<'_> {
                     shared: self.shared.clone(),
                     depth: top.dir.depth + 1,
                     bare: false,
+                    is_above: self.is_selection && !wanted,
                     is_new: AtomicBool::new(false),
                 });
                 // It is on the stack even where it can't be made: what is in it must not end up
@@ -1129,6 +1153,7 @@ impl Walk<'_> {
             shared: self.shared.clone(),
             depth: 0,
             bare: true,
+            is_above: false,
             is_new: AtomicBool::new(false),
         });
         let file = OpenFile {

@@ -1,10 +1,11 @@
-//! Entries of an archive as a tar, with owners, times and modes. Extended attributes and the like are
-//! left out, and a hard link is one more file: what it links to may lie beyond what is asked for.
+//! Entries of an archive as a tar, with owners, times, modes and extended attributes (as GNU tar and
+//! libarchive keep them, ACLs among them). Sockets are left out: a tar has none.
 
-use crate::browse::{self, ContentReader};
+use crate::browse::{self, ContentReader, EntryPath};
 use crate::error::{EngineError, Result};
-use crate::plugin::{Archive, Content, Entry, EntryKind, Node};
-use crate::restore::ContentSource;
+use crate::plugin::{Archive, Content, Entry, EntryKind, Metadata, Node, Timestamp};
+use crate::report::shown_path;
+use crate::restore::{ContentSource, chain};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -13,26 +14,52 @@ use std::os::unix::ffi::OsStrExt;
 pub struct TarWriter<'a, W: Write> {
     tar: tar::Builder<W>,
     content: &'a dyn ContentSource,
+    whole: &'a [EntryPath],
+    left_out: u64,
 }
 
 fn failed(error: io::Error) -> EngineError {
     EngineError::Io { action: "write", path: "the tar".into(), source: error }
 }
 
+/// What was read for the tar has an error of its own.
+fn failed_at(path: &[u8]) -> impl FnOnce(io::Error) -> EngineError {
+    let path = shown_path(path);
+    move |error| match error.downcast::<EngineError>() {
+        Ok(inner) => EngineError::Lost { path, problem: chain(&inner) },
+        Err(error) => failed(error),
+    }
+}
+
 impl<'a, W: Write> TarWriter<'a, W> {
-    /// `content` is that of the archive whose entries will be added.
-    pub fn new(out: W, content: &'a dyn ContentSource) -> Self {
-        Self { tar: tar::Builder::new(out), content }
+    /// `content` is that of the archive whose entries will be added. Of the paths in `whole` all will be, in
+    /// the archive's order: further names of files below them become links to the first. Other
+    /// links are files.
+    pub fn new(out: W, content: &'a dyn ContentSource, whole: &'a [EntryPath]) -> Self {
+        Self { tar: tar::Builder::new(out), content, whole, left_out: 0 }
     }
 
     /// Adds an entry under a path, without what lies below it.
     pub fn add(&mut self, archive: &mut dyn Archive, path: &[u8], entry: Entry) -> Result<()> {
+        let first = match &entry.content {
+            Content::HardLink { path, .. } if self.has(path) => Some(path.join(&b'/')),
+            _ => None,
+        };
         let entry = browse::resolve(archive, entry)?;
+        let shown = path;
         let path = OsStr::from_bytes(path);
         let mut header = header(&entry);
+        if let Some(first) = first {
+            header.set_entry_type(tar::EntryType::Link);
+            let linked = self.tar.append_link(&mut header, path, OsStr::from_bytes(&first));
+            return linked.map_err(failed);
+        }
+        if entry.metadata.kind == EntryKind::Socket {
+            self.left_out += 1;
+            return Ok(());
+        }
+        self.extensions(&entry.metadata).map_err(failed)?;
         let added = match entry.metadata.kind {
-            // A tar has no sockets.
-            EntryKind::Socket => Ok(()),
             EntryKind::Symlink => {
                 let target = entry.metadata.link_target.as_deref().unwrap_or_default();
                 self.tar.append_link(&mut header, path, OsStr::from_bytes(target))
@@ -44,7 +71,28 @@ impl<'a, W: Write> TarWriter<'a, W> {
             }
             _ => self.tar.append_data(&mut header, path, io::empty()),
         };
-        added.map_err(failed)
+        added.map_err(failed_at(shown))
+    }
+
+    fn has(&self, path: &[Vec<u8>]) -> bool {
+        self.whole.iter().any(|whole| path.starts_with(whole))
+    }
+
+    /// What a header has no room for.
+    fn extensions(&mut self, metadata: &Metadata) -> io::Result<()> {
+        let mut records = Vec::new();
+        let modified = metadata.modified;
+        if modified.nanoseconds != 0 || modified.seconds < 0 {
+            records.push(("mtime".to_owned(), decimal(modified).into_bytes()));
+        }
+        for (name, value) in &metadata.extended {
+            // A record's name is text.
+            if let Ok(name) = std::str::from_utf8(name) {
+                records.push((format!("SCHILY.xattr.{name}"), value.clone()));
+            }
+        }
+        let records = records.iter().map(|(key, value)| (&key[..], &value[..]));
+        self.tar.append_pax_extensions(records)
     }
 
     /// Adds all that lies below a directory, whose own path is `above`; empty for none.
@@ -63,9 +111,18 @@ impl<'a, W: Write> TarWriter<'a, W> {
         })
     }
 
-    pub fn finish(self) -> Result<W> {
-        self.tar.into_inner().map_err(failed)
+    /// What it was written to, and how many entries are not in it.
+    pub fn finish(self) -> Result<(W, u64)> {
+        Ok((self.tar.into_inner().map_err(failed)?, self.left_out))
     }
+}
+
+/// Seconds with their fraction. Nanoseconds count forward, also from negative seconds.
+fn decimal(time: Timestamp) -> String {
+    let nanoseconds = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
+    let sign = if nanoseconds < 0 { "-" } else { "" };
+    let magnitude = nanoseconds.unsigned_abs();
+    format!("{sign}{}.{:09}", magnitude / 1_000_000_000, magnitude % 1_000_000_000)
 }
 
 /// Bytes of content that a header announces.
@@ -97,4 +154,17 @@ fn header(entry: &Entry) -> tar::Header {
         let _ = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
     }
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_have_their_fraction() {
+        let of = |seconds, nanoseconds| decimal(Timestamp { seconds, nanoseconds });
+        assert_eq!(of(1, 5), "1.000000005");
+        assert_eq!(of(-2, 500_000_000), "-1.500000000");
+        assert_eq!(of(-1, 999_999_999), "-0.000000001");
+    }
 }

@@ -1,9 +1,11 @@
-//! `catalog dump`.
+//! `catalog`: `dump`; `shell` has a module of its own.
 
 use super::opened::Opened;
+use super::shell;
 use super::snapshot::{snapshot_argument, snapshot_of};
 use crate::args::{namespace, repository};
 use crate::encryption::key_options;
+use crate::plugins::Plugins;
 use crate::terminal::local_time;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
@@ -13,7 +15,7 @@ use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 
-pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
+pub(crate) fn command(_plugins: &Plugins) -> Command {
     Command::new("catalog")
         .about("Look into the catalog of a snapshot")
         .infer_subcommands(true)
@@ -26,10 +28,18 @@ pub(crate) fn command(_plugins: &crate::plugins::Plugins) -> Command {
                 .arg(namespace())
                 .args(key_options()),
         )
+        .subcommand(shell::command())
 }
 
-pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let Some(("dump", matches)) = matches.subcommand() else { bail!("use dump") };
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("dump", matches)) => dump(matches),
+        Some(("shell", matches)) => shell::run(plugins, matches),
+        _ => bail!("use dump or shell"),
+    }
+}
+
+fn dump(matches: &ArgMatches) -> Result<()> {
     let Opened { reader, manifest, key } = Opened::of(matches, &snapshot_of(matches)?.to_string())?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let written = walk(&reader, &manifest, key.as_ref(), &mut |path, entry| {

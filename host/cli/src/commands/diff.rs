@@ -12,6 +12,7 @@ use keepwell_engine::archive::ChunkedArchive;
 use keepwell_engine::diff::{Change, Difference, Side, diff};
 use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Reader, Rendering};
 use keepwell_engine::report::{Report, shown_path};
+use keepwell_engine::restore::chain;
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
 use keepwell_model::names::ArchiveKind;
@@ -54,7 +55,13 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     for name in names {
         compare(plugins, &before, &after, &name, &mut items)?;
     }
-    print(plugins, matches, &document(items))
+    let unreadable = items.iter().filter(|item| item.contains_key("problem")).count();
+    print(plugins, matches, &document(items))?;
+    match unreadable {
+        0 => Ok(()),
+        1 => bail!("one entry could not be compared: a backup is damaged there"),
+        _ => bail!("{unreadable} entries could not be compared: a backup is damaged there"),
+    }
 }
 
 /// Adds what differs in one archive.
@@ -66,33 +73,43 @@ fn compare(
     items: &mut Vec<Map<String, Value>>,
 ) -> Result<()> {
     let archive = name.user_name();
-    let whole = |change: &str, sizes: [Option<u64>; 2]| {
-        let mut item = item(archive, "", change, &[]);
-        put_sizes(&mut item, sizes);
-        item
+    let open = |opened: &Opened| -> Result<Option<(u64, StoredArchive)>> {
+        let Some(file) = opened.manifest.file(name) else { return Ok(None) };
+        let stored = StoredArchive::open(&opened.reader, file, opened.key.as_ref())?;
+        Ok(Some((stored.size(), stored)))
     };
-    let (one, other) = match (before.manifest.file(name), after.manifest.file(name)) {
-        (Some(one), Some(other)) => (one, other),
-        (Some(one), None) => {
-            items.push(whole("removed", [Some(one.size), None]));
-            return Ok(());
-        }
-        (None, Some(other)) => {
-            items.push(whole("added", [None, Some(other.size)]));
-            return Ok(());
-        }
-        (None, None) => return Ok(()),
-    };
-    if one.checksum == other.checksum && one.size == other.size {
+    let file_of =
+        |opened: &Opened| opened.manifest.file(name).map(|file| (file.checksum.clone(), file.size));
+    if file_of(before) == file_of(after) {
         return Ok(());
     }
-    let stored = (before.archive(archive)?.1, after.archive(archive)?.1);
+    let mut tell_whole = |change: &str, what: &[&str], sizes: [Option<u64>; 2]| {
+        let mut item = item(archive, "", change, what);
+        put_sizes(&mut item, sizes);
+        items.push(item);
+    };
+    let ((size, one), (other_size, other)) = match (open(before)?, open(after)?) {
+        (Some(one), Some(other)) => (one, other),
+        (one, other) => {
+            let change = if one.is_some() { "removed" } else { "added" };
+            tell_whole(change, &[], [one, other].map(|side| side.map(|(size, _)| size)));
+            return Ok(());
+        }
+    };
     let loaded = plugins.reader_for(name.archive_extension());
-    let (Some(loaded), (StoredArchive::Chunked(left), StoredArchive::Chunked(right))) =
-        (loaded.filter(|_| name.kind() == ArchiveKind::Dynamic), stored)
+    let (Some(loaded), StoredArchive::Chunked(left), StoredArchive::Chunked(right)) =
+        (loaded.filter(|_| name.kind() == ArchiveKind::Dynamic), &one, &other)
     else {
         // Something without entries.
-        items.push(whole("modified", [Some(one.size), Some(other.size)]));
+        match one.has_same_bytes(&other) {
+            Ok(true) => {}
+            Ok(false) => tell_whole("modified", &["content"], [Some(size), Some(other_size)]),
+            Err(error) if error.is_damage() => {
+                tell_whole("unreadable", &[], [Some(size), Some(other_size)]);
+                put_problem(items, &chain(&error));
+            }
+            Err(error) => return Err(error.into()),
+        }
         return Ok(());
     };
     let (report, notices) = Report::new();
@@ -100,8 +117,8 @@ fn compare(
     // They have to live as long as their archives.
     let mut reader = loaded.plugin.reader(report.clone(), Cancel::default())?;
     let mut other_reader = loaded.plugin.reader(report, Cancel::default())?;
-    let mut left = open_side(&mut *reader, left)?;
-    let mut right = open_side(&mut *other_reader, right)?;
+    let mut left = open_side(&mut *reader, left.clone())?;
+    let mut right = open_side(&mut *other_reader, right.clone())?;
     let mut tell = |difference: Difference| {
         items.push(of_difference(archive, &difference));
         Ok(())
@@ -130,12 +147,33 @@ fn put_sizes(item: &mut Map<String, Value>, [before, after]: [Option<u64>; 2]) {
     }
 }
 
+/// Of the item told last.
+fn put_problem(items: &mut [Map<String, Value>], problem: &str) {
+    if let Some(item) = items.last_mut() {
+        item.insert("problem".into(), problem.into());
+    }
+}
+
+/// As listings of files call them.
+fn kind_name(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Directory => "directory",
+        EntryKind::File => "file",
+        EntryKind::Symlink => "symlink",
+        EntryKind::BlockDevice => "block device",
+        EntryKind::CharacterDevice => "character device",
+        EntryKind::Fifo => "fifo",
+        EntryKind::Socket => "socket",
+    }
+}
+
 fn of_difference(archive: &str, difference: &Difference) -> Map<String, Value> {
     let change = match difference.change {
         Change::Added => "added",
         Change::Removed => "removed",
         Change::Modified => "modified",
         Change::Metadata => "metadata",
+        Change::Unreadable => "unreadable",
     };
     let path = format!("/{}", shown_path(&difference.path));
     let mut item = item(archive, &path, change, &difference.what);
@@ -150,19 +188,35 @@ fn of_difference(archive: &str, difference: &Difference) -> Map<String, Value> {
             item.insert(key.into(), entry.metadata.modified.seconds.into());
         }
     }
-    if let Some(entry) = after.or(before) {
-        let is_directory = entry.metadata.kind == EntryKind::Directory;
-        item.insert("directory".into(), is_directory.into());
+    for (key, entry) in [("type-before", before), ("type-after", after)] {
+        if let Some(entry) = entry {
+            item.insert(key.into(), kind_name(entry.metadata.kind).into());
+        }
+    }
+    if let Some(problem) = &difference.problem {
+        item.insert("problem".into(), problem.clone().into());
     }
     item
+}
+
+/// A changed type as what became of what.
+fn told(item: &Map<String, Value>, what: &str) -> String {
+    let kind = |key| item.get(key).and_then(Value::as_str).unwrap_or_default();
+    match what {
+        "type" => format!("{} is now {}", kind("type-before"), kind("type-after")),
+        _ => what.to_owned(),
+    }
 }
 
 fn document(items: Vec<Map<String, Value>>) -> Document {
     let rows = items.iter().map(|item| {
         let mut row = item.clone();
         let what = item.get("what").and_then(Value::as_array).into_iter().flatten();
-        let what: Vec<&str> = what.filter_map(Value::as_str).collect();
-        row.insert("what".into(), what.join(", ").into());
+        let what: Vec<String> =
+            what.filter_map(Value::as_str).map(|what| told(item, what)).collect();
+        let what =
+            item.get("problem").and_then(Value::as_str).map_or(what.join(", "), str::to_owned);
+        row.insert("what".into(), what.into());
         Value::Object(row)
     });
     let rows = rows.collect();

@@ -63,6 +63,9 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let loaded = plugins
         .reader_for(extension)
         .ok_or_else(|| anyhow!("there is no plugin that reads '{extension}' archives"))?;
+    if target == Path::new("-") && is_set(matches, "keep-going") {
+        bail!("--keep-going can't be used with '--to -': half a file would look like a whole one");
+    }
     if target != Path::new("-") {
         let request = RestoreRequest {
             options: output_of(matches),
@@ -79,13 +82,17 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     // It has to live as long as its archive.
     let mut reader = loaded.plugin.reader(report, Cancel::default())?;
     let mut archive = reader.open(stored.streams()).map_err(EngineError::from)?;
-    stream(&mut *archive, &*stored.source(), paths)
+    // Without the types: a broken pipe is no success, and no hint fits.
+    stream(&mut *archive, &*stored.source(), paths).map_err(|error| anyhow!("{error:#}"))
 }
 
 /// The names of a path in an archive.
 fn names(path: &[u8]) -> Result<EntryPath> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
     let names: EntryPath = names.map(<[u8]>::to_vec).collect();
+    if path.is_empty() {
+        bail!("a path is empty: give '/' for the whole archive");
+    }
     match names.iter().any(|name| name == b"..") {
         true => bail!("path \"{}\" has a '..': give it from the archive's root", shown_path(path)),
         false => Ok(names),
@@ -98,20 +105,27 @@ fn stream(
     content: &dyn ContentSource,
     paths: Vec<EntryPath>,
 ) -> Result<()> {
-    let entries = browse::find_all(archive, paths)?.into_iter();
-    let resolved = entries.map(|(path, entry)| Ok((path, browse::resolve(archive, entry)?)));
-    let entries = resolved.collect::<Result<Vec<_>>>()?;
+    let entries = browse::find_all(archive, paths)?;
     let mut out = BufWriter::new(io::stdout().lock());
-    if let [(_, entry)] = &entries[..]
-        && entry.metadata.kind == EntryKind::File
-    {
-        io::copy(&mut ContentReader::new(archive, content, entry), &mut out)?;
-        return Ok(out.flush()?);
+    let single = match &entries[..] {
+        [(_, entry)] => Some(browse::resolve(archive, entry.clone())?),
+        _ => None,
+    };
+    if let Some(entry) = single.filter(|entry| entry.metadata.kind == EntryKind::File) {
+        let copied = io::copy(&mut ContentReader::new(archive, content, &entry), &mut out);
+        copied.and_then(|_| out.flush()).map_err(|error| {
+            match error.downcast::<EngineError>() {
+                Ok(inner) => anyhow::Error::from(inner),
+                Err(error) => anyhow!("stdout can't be written to: {error}"),
+            }
+        })?;
+        return Ok(());
     }
     if io::stdout().is_terminal() {
         bail!("a tar is nothing for a terminal: send it to a file or a pipe");
     }
-    let mut tar = TarWriter::new(out, content);
+    let whole: Vec<EntryPath> = entries.iter().map(|(path, _)| path.clone()).collect();
+    let mut tar = TarWriter::new(out, content, &whole);
     for (path, entry) in entries {
         let path = path.join(&b'/');
         let below = (entry.metadata.kind == EntryKind::Directory).then_some(entry.node);
@@ -122,7 +136,11 @@ fn stream(
             tar.add_below(archive, directory, &path)?;
         }
     }
-    Ok(tar.finish()?.flush()?)
+    let (mut out, left_out) = tar.finish()?;
+    if left_out > 0 {
+        tracing::info!("not in the tar, which can't hold them: {left_out} sockets");
+    }
+    Ok(out.flush()?)
 }
 
 #[cfg(test)]
@@ -134,6 +152,6 @@ mod tests {
         let of = |path: &str| names(path.as_bytes()).map(|names| names.concat()).ok();
         assert_eq!(names(b"/etc//./fstab/").unwrap(), [b"etc".to_vec(), b"fstab".to_vec()]);
         assert_eq!(of("/").as_deref(), Some(&b""[..]));
-        assert!(of("etc/../x").is_none() && of("..").is_none());
+        assert!(of("etc/../x").is_none() && of("..").is_none() && of("").is_none());
     }
 }

@@ -25,6 +25,11 @@ use std::os::unix::ffi::OsStrExt;
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("find")
         .about("Find files in all snapshots of a group")
+        .long_about(
+            "Find files in all snapshots of a group.\n\nOnly the catalogs are read. They know size and time \
+             of files, so 'same' and 'changed' mean those; of other things a catalog tells only that they \
+             are there. `keepwell diff` compares what is in files.",
+        )
         .arg(
             Arg::new("pattern")
                 .value_name("PATTERN")
@@ -52,13 +57,14 @@ struct Found {
     snapshot: SnapshotId,
     kind: CatalogKind,
     /// against the snapshot before, of those that have a catalog
-    change: &'static str,
+    change: Option<&'static str>,
 }
 
 #[derive(Default)]
 struct Search {
     patterns: PatternList,
-    archive: Option<ArchiveName>,
+    /// as users call it
+    archive: Option<String>,
     /// by place, oldest first
     found: BTreeMap<Place, Vec<Found>>,
 }
@@ -67,10 +73,13 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let mut parameters = CryptParameters::of(matches)?;
     let Some(pattern) = matches.get_one::<OsString>("pattern") else { bail!("missing argument") };
+    if pattern.is_empty() || pattern.as_bytes().starts_with(b"!") {
+        bail!("the pattern '{}' finds nothing: give one of what to find", pattern.display());
+    }
     let archive = matches.get_one::<String>("archive");
     let mut search = Search {
         patterns: selection(std::iter::once(pattern.as_bytes()))?,
-        archive: archive.map(|given| ArchiveName::from_user(given)).transpose()?,
+        archive: archive.cloned(),
         ..Search::default()
     };
     let group = match matches.get_one::<GroupId>("group") {
@@ -81,13 +90,22 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let namespace = namespace_of(matches);
     let catalog = ArchiveName::catalog();
     let mut items = store.snapshots(&namespace, Some(&group))?;
+    if items.is_empty() {
+        bail!("there is no backup of {group}: `keepwell list` shows what there is");
+    }
+    let is_wanted = |name: &str| archive.is_some_and(|wanted| user_name(name) == user_name(wanted));
+    if let Some(wanted) = archive
+        && !items.iter().flat_map(|item| &item.files).any(|file| is_wanted(&file.filename))
+    {
+        bail!("no snapshot of {group} has an archive '{wanted}'");
+    }
     items.sort_by_key(|item| item.backup_time);
     items.retain(|item| {
         let has = |name: &ArchiveName| item.files.iter().any(|file| file.filename == name.as_str());
         has(&catalog) && has(&ArchiveName::manifest())
     });
     if items.is_empty() {
-        bail!("no snapshot of {group} has a catalog: `keepwell list` shows what there is");
+        bail!("no snapshot of {group} has a catalog: they hold no file archives");
     }
     let key = parameters.unlock()?;
     let (mut before, mut unread) = (None, 0);
@@ -101,13 +119,16 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             // The others may be sound, or have another key.
             Err(error) => {
                 unread += 1;
-                tracing::info!("{snapshot}: {error:#}");
+                // Some errors begin with the snapshot.
+                let (prefix, error) = (format!("{snapshot}: "), format!("{error:#}"));
+                tracing::info!("{prefix}{}", error.strip_prefix(&prefix).unwrap_or(&error));
             }
         }
     }
     print(plugins, matches, &search.document())?;
     match unread {
         0 => Ok(()),
+        1 => Err(anyhow!("one snapshot could not be searched")),
         _ => Err(anyhow!("{unread} snapshots could not be searched")),
     }
 }
@@ -118,14 +139,14 @@ impl Search {
         let mut new = Vec::new();
         walk(reader, manifest, key.as_ref(), &mut |path, entry| {
             let Some((archive, path)) = path.split_first() else { return Ok(()) };
-            let is_other = |wanted: &ArchiveName| wanted.as_str().as_bytes() != &archive[..];
+            let archive = user_name(&String::from_utf8_lossy(archive));
+            let is_other = |wanted: &String| user_name(wanted) != archive;
             if path.is_empty() || self.archive.as_ref().is_some_and(is_other) {
                 return Ok(());
             }
             let whole = [b"/", &path.join(&b'/')[..]].concat();
             let is_directory = matches!(entry.kind, CatalogKind::Directory { .. });
             if self.patterns.judge(&whole, is_directory) == Verdict::Include {
-                let archive = user_name(&String::from_utf8_lossy(archive));
                 new.push(((archive, whole), entry.kind.clone()));
             }
             Ok(())
@@ -134,9 +155,8 @@ impl Search {
             let rows = self.found.entry(place).or_default();
             let last = rows.last().filter(|last| Some(&last.snapshot) == before);
             let change = match last {
-                None => "new",
-                Some(last) if is_same(&last.kind, &kind) => "same",
-                Some(_) => "changed",
+                None => Some("new"),
+                Some(last) => change(&last.kind, &kind),
             };
             rows.push(Found { snapshot: reader.snapshot().clone(), kind, change });
         }
@@ -180,8 +200,15 @@ impl Search {
     }
 }
 
-/// As far as a catalog tells: of directories nothing but that they are there.
-fn is_same(one: &CatalogKind, other: &CatalogKind) -> bool {
-    let is_directory = |kind: &CatalogKind| matches!(kind, CatalogKind::Directory { .. });
-    one == other || is_directory(one) && is_directory(other)
+/// As far as a catalog tells: of what is no file, nothing but that it is there.
+fn change(before: &CatalogKind, after: &CatalogKind) -> Option<&'static str> {
+    match (before, after) {
+        (CatalogKind::File { .. }, CatalogKind::File { .. }) if before == after => Some("same"),
+        (CatalogKind::File { .. }, CatalogKind::File { .. }) => Some("changed"),
+        // One more name of a file may be its first one in the next snapshot.
+        (CatalogKind::File { .. }, CatalogKind::HardLink)
+        | (CatalogKind::HardLink, CatalogKind::File { .. }) => None,
+        _ if before.letter() == after.letter() => None,
+        _ => Some("changed"),
+    }
 }

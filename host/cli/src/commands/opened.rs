@@ -7,7 +7,9 @@ use crate::repository::Repository;
 use crate::store::Store;
 use anyhow::{Result, anyhow};
 use clap::ArgMatches;
+use keepwell_engine::EngineError;
 use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
+use keepwell_engine::diff::same_bytes;
 use keepwell_engine::list::newest;
 use keepwell_engine::restore::{ContentSource, PlainContent, StoredContent};
 use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
@@ -133,6 +135,23 @@ impl StoredArchive {
         match self {
             Self::Chunked(archive) => Arc::new(StoredContent(vec![archive.clone()])),
             Self::Blob(bytes) => Arc::new(PlainContent(vec![Arc::new(BlobArchive(bytes.clone()))])),
+        }
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Chunked(archive) => archive.index().size(),
+            Self::Blob(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Whatever keys and chunks they are stored with.
+    pub(crate) fn has_same_bytes(&self, other: &Self) -> Result<bool, EngineError> {
+        match (self, other) {
+            (Self::Chunked(one), Self::Chunked(other)) => same_bytes(one, other),
+            (Self::Blob(one), Self::Blob(other)) => Ok(one == other),
+            _ => Ok(false),
         }
     }
 

@@ -328,7 +328,7 @@ fn line(out: &mut dyn Write, path: &[u8], entry: &Entry, long: bool) -> Result<(
 }
 
 /// `-rw-r--r--+ `: type, rights, whether there are ACLs and extended attributes.
-fn mode_text(entry: &Entry) -> String {
+pub(crate) fn mode_text(entry: &Entry) -> String {
     let metadata = &entry.metadata;
     let kind = match (&entry.content, metadata.kind) {
         (Content::HardLink { .. }, _) => 'L',

@@ -18,7 +18,7 @@ use keepwell_engine::catalog::walk;
 use keepwell_engine::output::OutputOptions;
 use keepwell_engine::pattern::PatternList;
 use keepwell_engine::report::{Report, shown_path};
-use keepwell_engine::restore::{ContentSource, Restore, RestoreRequest, RestoreSummary};
+use keepwell_engine::restore::{ContentSource, Restore, RestoreRequest, RestoreSummary, chain};
 use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_engine::{Cancel, Counters, EngineError};
 use keepwell_model::names::ArchiveKind;
@@ -331,14 +331,22 @@ pub(crate) fn extract(
     });
     let _ = printer.join();
     progress.finish();
-    outcome.map_err(|error| interrupted(error, &cancel))
+    let is_going = is_set(matches, "keep-going");
+    outcome.map_err(|error| interrupted(error, &cancel, is_going))
 }
 
-fn interrupted(error: EngineError, cancel: &Cancel) -> anyhow::Error {
+const KEEP_GOING: &str =
+    "Use --keep-going to restore what is not damaged, and to be told what is lost.";
+
+fn interrupted(error: EngineError, cancel: &Cancel, is_going: bool) -> anyhow::Error {
     if cancel.is_cancelled() {
         return anyhow!("interrupted: the restore is not complete");
     }
     match error {
+        EngineError::Lost { .. } if !is_going => {
+            anyhow!("error extracting archive - {error} - {KEEP_GOING}")
+        }
+        error if error.is_damage() && !is_going => anyhow!("{} - {KEEP_GOING}", chain(&error)),
         EngineError::Entry { .. } | EngineError::Lost { .. } => {
             let text = format!("error extracting archive - {error}");
             anyhow::Error::from(error).context(text)

@@ -227,9 +227,10 @@ impl Download {
 
     fn tar_to(&mut self, directory: &Entry, out: &mut dyn Write) -> Result<()> {
         let compressed = zstd::stream::Encoder::new(out, 0).map_err(failed)?;
-        let mut tar = TarWriter::new(compressed, &self.content);
+        let mut tar = TarWriter::new(compressed, &self.content, &[]);
         tar.add_below(&mut *self.archive, directory.node, b"")?;
-        tar.finish()?.finish().map_err(failed)?;
+        let (compressed, _) = tar.finish()?;
+        compressed.finish().map_err(failed)?;
         Ok(())
     }
 }
