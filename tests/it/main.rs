@@ -24,6 +24,7 @@ mod pxar_tool;
 mod roundtrip;
 mod served;
 mod server;
+mod shell;
 mod support;
 mod terminal;
 mod verify;

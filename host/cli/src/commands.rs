@@ -11,6 +11,7 @@ mod garbage;
 mod key;
 mod list;
 mod login;
+mod mount;
 mod namespace;
 mod opened;
 mod owner;
@@ -45,6 +46,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         namespace::command(plugins),
         prune::command(plugins),
         catalog::command(plugins),
+        mount::command(),
         find::command(plugins),
         diff::command(plugins),
         garbage::command(plugins),
@@ -82,6 +84,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "forget" => snapshot::forget(matches),
         "namespace" => namespace::run(plugins, matches),
         "prune" => prune::run(plugins, matches),
+        "mount" => mount::run(plugins, matches),
         "catalog" => catalog::run(plugins, matches),
         "find" => find::run(plugins, matches),
         "diff" => diff::run(plugins, matches),
@@ -106,7 +109,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 /// Commands that the documentation names and that are not here yet.
-const LATER: [&str; 3] = ["mount", "map", "unmap"];
+const LATER: [&str; 2] = ["map", "unmap"];
 
 fn later_commands() -> impl Iterator<Item = Command> {
     LATER.into_iter().map(|name| {

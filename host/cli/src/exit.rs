@@ -21,6 +21,17 @@ pub(crate) struct UsageError {
 #[derive(Debug)]
 pub(crate) struct Shown(pub(crate) String);
 
+/// A failure that somebody else has told already.
+#[derive(Debug)]
+pub(crate) struct Told;
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it failed")
+    }
+}
+impl std::error::Error for Told {}
+
 impl std::fmt::Display for UsageError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)
@@ -46,6 +57,9 @@ pub(crate) fn report(outcome: anyhow::Result<()>) -> ExitCode {
     if is_broken_pipe(&error) {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
+    }
+    if error.is::<Told>() {
+        return ExitCode::from(FAILED);
     }
     // One line: what is wrong, and what to do about it.
     let mut text = format!("Error: {}", one_line(&error));

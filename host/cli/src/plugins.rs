@@ -2,7 +2,7 @@
 
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
-use keepwell_engine::plugin::{ArchiveType, OptionSpec};
+use keepwell_engine::plugin::{ArchiveType, OptionSpec, OriginKind};
 use keepwell_wasm::{CodeCache, Limits, Plugin, PluginInfo, Runtime};
 use std::path::Path;
 
@@ -10,6 +10,15 @@ use std::path::Path;
 pub(crate) struct Loaded {
     pub(crate) plugin: Plugin,
     pub(crate) info: PluginInfo,
+}
+
+impl Loaded {
+    /// Whether archives of this extension are made of directories.
+    pub(crate) fn makes_directories(&self, extension: &str) -> bool {
+        let mut types = self.info.archive_types.iter();
+        let found = types.find(|archive_type| archive_type.extension == extension);
+        found.is_some_and(|archive_type| archive_type.origin == OriginKind::Directory)
+    }
 }
 
 /// All plugins: those given by `KEEPWELL_PLUGIN_PATH` first, then the built-in ones.

@@ -155,6 +155,14 @@ impl fmt::Display for Repository {
 }
 
 impl Repository {
+    /// Whether it is the same from any directory.
+    pub(crate) fn is_found_everywhere(&self) -> bool {
+        match self {
+            Self::Local { path, .. } => path.is_absolute(),
+            Self::Server(_) => true,
+        }
+    }
+
     /// From `--repository` or the environment.
     pub(crate) fn find(given: Option<&String>) -> Result<Self> {
         if let Some(given) = given {

@@ -5,11 +5,14 @@
 
 use crate::terminal::is_ignored;
 use keepwell_engine::Cancel;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_default, register_conditional_shutdown};
+use signal_hook::iterator::Signals;
 use signal_hook::low_level::unregister;
-use std::sync::atomic::AtomicBool;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 /// Those that stand for the default actions.
@@ -45,6 +48,27 @@ pub(crate) fn cancel_on_signal() -> Cancel {
         }
     });
     Cancel::from_flag(flag)
+}
+
+/// Turns off what a line editor turned on.
+const PASTE_OFF: &[u8] = b"\x1b[?2004l\r\n";
+
+/// While `at_prompt` is set, SIGTERM and SIGHUP end the process and leave the terminal as it is now: an
+/// editor that waits for keys does not hear of them.
+pub(crate) fn end_at_prompt(at_prompt: Arc<AtomicBool>) -> io::Result<()> {
+    let terminal = tcgetattr(io::stdin())?;
+    let wanted = heard().filter(|signal| *signal != SIGINT);
+    let mut signals = Signals::new(wanted)?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if at_prompt.load(Ordering::Relaxed) {
+                let _ = tcsetattr(io::stdin(), OptionalActions::Now, &terminal);
+                let _ = io::stderr().write_all(PASTE_OFF);
+                std::process::exit(255);
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Notes that one came, until dropped.

@@ -60,6 +60,24 @@ impl Catalog {
         Ok(self.0.directory(self.0.root()?)?)
     }
 
+    /// Paths of the further names of files in an archive; none where there are more than `max`.
+    pub fn hard_links(
+        &self,
+        archive: &ArchiveName,
+        max: usize,
+    ) -> Result<Option<Vec<Vec<Vec<u8>>>>> {
+        let mut found = Vec::new();
+        self.0.walk(&mut |path, entry| {
+            let Some((first, path)) = path.split_first() else { return Ok(()) };
+            let is_link = entry.kind == CatalogKind::HardLink;
+            if is_link && first == archive.as_str().as_bytes() && found.len() <= max {
+                found.push(path.to_vec());
+            }
+            Ok(())
+        })?;
+        Ok((found.len() <= max).then_some(found))
+    }
+
     /// Entries of the directory whose block lies there.
     pub fn directory(&self, block: u64) -> Result<Vec<CatalogEntry>> {
         Ok(self.0.directory(block)?)

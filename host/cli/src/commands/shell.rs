@@ -18,7 +18,7 @@ use crate::encryption::key_options;
 use crate::exit::{Shown, one_line};
 use crate::plugins::Plugins;
 use crate::progress::progress_option;
-use crate::signals::{cancel_on_signal, interrupt};
+use crate::signals::{cancel_on_signal, end_at_prompt, interrupt};
 use crate::terminal::{local_time, stdout_width};
 use anyhow::{Result, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -37,7 +37,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use unicode_width::UnicodeWidthStr;
 
 pub(crate) fn command() -> Command {
@@ -194,9 +195,14 @@ impl<'a> Shell<'a> {
             commands().into_iter().map(|(command, words)| (command.get_name().into(), words));
         let commands = names.chain([("help".into(), Words::Commands)]).collect();
         editor.set_helper(Some(Completion { browser: self.browser.clone(), commands }));
+        let at_prompt = Arc::new(AtomicBool::new(false));
+        end_at_prompt(at_prompt.clone())?;
         loop {
             let prompt = self.prompt();
-            match editor.readline(&prompt) {
+            at_prompt.store(true, Ordering::Relaxed);
+            let line = editor.readline(&prompt);
+            at_prompt.store(false, Ordering::Relaxed);
+            match line {
                 Ok(line) => {
                     let (next, _) = self.line(line.as_bytes());
                     // Whatever Ctrl-C ended.

@@ -1,0 +1,213 @@
+//! `mount`: archives as a file system. `map` and `unmap` are in a module of their own.
+
+mod all;
+mod background;
+pub(crate) mod map;
+
+use super::opened::{Opened, StoredArchive};
+use super::restore::snapshot_or_group;
+use crate::args::{flag, is_set, limits, namespace, repository};
+use crate::encryption::key_options;
+use crate::plugins::Plugins;
+use crate::repository::Repository;
+use anyhow::{Result, anyhow, bail};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use keepwell_engine::catalog::Catalog;
+use keepwell_engine::report::Report;
+use keepwell_engine::snapshot::find;
+use keepwell_engine::{Cancel, EngineError};
+use keepwell_model::ArchiveName;
+use keepwell_mount::{Child, Directory, Links, Log, Mounted, OpenArchive, Opener, Problem, Root};
+use keepwell_mount::{Unmounter, further_names};
+use keepwell_wasm::Plugin;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Further names of files that are counted. Where there are more, each file says that it may have some.
+const NAMES_COUNTED: usize = 20_000;
+/// How long a file system that was unmounted may be held by who uses it.
+const GRACE: Duration = Duration::from_secs(2);
+
+pub(crate) fn command() -> Command {
+    let path = |name: &'static str| Arg::new(name).value_parser(value_parser!(PathBuf));
+    Command::new("mount")
+        .about("Mount an archive, or all backups, read-only")
+        .long_about(
+            "Mount an archive, or all backups, read-only.\n\nComes back when it is mounted; `umount TARGET` \
+             ends it. An image shows as a file. With --all, TARGET has directories for namespaces, \
+             types, ids and times, and in those the archives.",
+        )
+        .override_usage(
+            "keepwell mount [OPTIONS] SNAPSHOT ARCHIVE TARGET\n       keepwell mount [OPTIONS] --all TARGET",
+        )
+        .arg(snapshot_or_group("snapshot").required(false))
+        .arg(Arg::new("archive-name").value_name("ARCHIVE").help("Such as root.pxar or drive.img"))
+        .arg(path("target").value_name("TARGET").help("Directory to mount on"))
+        .arg(flag("all", "Mount all backups of the repository"))
+        .arg(flag("verbose", "Stay in the foreground, and tell what can't be read"))
+        .arg(repository())
+        .arg(namespace())
+        .args(key_options())
+        .args(limits())
+}
+
+pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let text = |name: &str| matches.get_one::<String>(name);
+    let words = (text("snapshot"), text("archive-name"), matches.get_one::<PathBuf>("target"));
+    let is_all = is_set(matches, "all");
+    let (snapshot, archive, target) = match (is_all, words) {
+        (true, (Some(target), None, None)) => ("", "", Path::new(target)),
+        (true, _) => bail!("use mount --all TARGET, with nothing else"),
+        (false, (Some(snapshot), Some(archive), Some(target))) => {
+            (snapshot.as_str(), archive.as_str(), target.as_path())
+        }
+        (false, _) => bail!("use mount SNAPSHOT ARCHIVE TARGET, or mount --all TARGET"),
+    };
+    let in_background = !is_set(matches, "verbose");
+    if in_background && !background::is_it() {
+        return background::start();
+    }
+    let target = target
+        .canonicalize()
+        .map_err(|error| anyhow!("unable to mount on '{}': {error}", target.display()))?;
+    if !target.is_dir() {
+        bail!("unable to mount on '{}': it is no directory", target.display());
+    }
+    let repository = Repository::find(matches.get_one("repository"))?;
+    let (root, source) = match is_all {
+        true => (all::root(plugins, matches)?, repository.to_string()),
+        false => {
+            let opened = Opened::of(matches, snapshot)?;
+            let source = format!("{repository}:{}/{archive}", opened.reader.snapshot());
+            (root_of(plugins, opened, archive)?, source)
+        }
+    };
+    let mut mounted = mounted(root, &target, &source, log(in_background))?;
+    end_on_signal(mounted.unmounter(), || {})?;
+    if in_background {
+        background::detach(&repository)?;
+    }
+    Ok(mounted.run()?)
+}
+
+fn log(in_background: bool) -> Log {
+    match in_background {
+        true => background::log(),
+        false => Box::new(|line| tracing::info!("{line}")),
+    }
+}
+
+fn mounted(root: Root, target: &Path, source: &str, log: Log) -> Result<Mounted> {
+    Mounted::new(root, target, source, log).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => " - is FUSE there (modprobe fuse)?",
+            std::io::ErrorKind::PermissionDenied => {
+                " - without root, fusermount3 has to be installed"
+            }
+            _ => "",
+        };
+        anyhow!("unable to mount on '{}': {}{hint}", target.display(), error.to_string().trim())
+    })
+}
+
+/// The root of an archive; where that is a file, a directory with it.
+fn root_of(plugins: &Plugins, opened: Opened, given: &str) -> Result<Root> {
+    let name = super::opened::file_of(&opened.manifest, given)?.name.clone();
+    let (plugin, is_directory) = reader_of(plugins, &name)?;
+    let opener = opener(plugin, Arc::new(opened), name.clone())?;
+    Ok(match is_directory {
+        true => Root::Archive(opener),
+        false => Root::Directory(Arc::new(OneFile { name, opener: Arc::new(opener) })),
+    })
+}
+
+/// The plugin that reads an archive, and whether that is a directory.
+fn reader_of(plugins: &Plugins, name: &ArchiveName) -> Result<(Plugin, bool)> {
+    let extension = name.archive_extension();
+    let loaded = plugins
+        .reader_for(extension)
+        .ok_or_else(|| anyhow!("there is no plugin that reads '{extension}' archives"))?;
+    Ok((loaded.plugin.clone(), loaded.makes_directories(extension)))
+}
+
+/// Opens the archive now, to find out whether that can be done, and again whenever it was closed.
+fn opener(plugin: Plugin, opened: Arc<Opened>, name: ArchiveName) -> Result<Opener> {
+    let first = Mutex::new(Some(open_archive(&plugin, &opened, &name)?));
+    Ok(Box::new(move || {
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first {
+            Some(open) => Ok(open),
+            None => open_archive(&plugin, &opened, &name).map_err(|error| problem(&error)),
+        }
+    }))
+}
+
+fn problem(error: &anyhow::Error) -> Problem {
+    let text = format!("{error:#}");
+    match error.downcast_ref() {
+        Some(EngineError::MissingKey { .. } | EngineError::WrongKey { .. }) => {
+            Problem::no_key(text)
+        }
+        _ => Problem::unreadable(text),
+    }
+}
+
+fn open_archive(plugin: &Plugin, opened: &Opened, name: &ArchiveName) -> Result<OpenArchive> {
+    let file = find(&opened.manifest, name)?;
+    let stored = StoredArchive::open(&opened.reader, file, opened.key.as_ref())?;
+    let (report, notices) = Report::new();
+    drop(notices);
+    let mut reader = plugin.reader(report, Cancel::default())?;
+    let mut archive = reader.open(stored.streams()).map_err(EngineError::from)?;
+    let catalog = Catalog::open(&opened.reader, &opened.manifest, opened.key.as_ref());
+    let paths = catalog.and_then(|catalog| catalog.hard_links(name, NAMES_COUNTED));
+    let names = paths.and_then(|paths| match paths {
+        Some(paths) => further_names(&mut *archive, paths.into_iter()).map(Some),
+        None => Ok(None),
+    });
+    let links = match names {
+        Ok(Some(names)) => Links::Known(names),
+        // An archive that is one file has no catalog, and needs none.
+        Err(EngineError::Refused(_)) => Links::Known(HashMap::new()),
+        Ok(None) | Err(_) => Links::Unknown,
+    };
+    Ok(OpenArchive::new(archive, reader, stored.source(), links))
+}
+
+/// A directory that shows an archive as a file.
+struct OneFile {
+    name: ArchiveName,
+    opener: Arc<Opener>,
+}
+
+impl Directory for OneFile {
+    fn list(&self) -> Result<Vec<(Vec<u8>, Child)>, Problem> {
+        let opener = self.opener.clone();
+        let child = Child::Archive(Box::new(move || opener()), false);
+        Ok(vec![(self.name.user_name().as_bytes().to_vec(), child)])
+    }
+}
+
+/// Unmounts when a signal asks for the end, also while somebody uses it. `before` is done first.
+fn end_on_signal(mut unmounter: Unmounter, before: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_none() {
+            return;
+        }
+        before();
+        let ended = unmounter.unmount();
+        if let Err(error) = ended {
+            tracing::info!("unable to unmount: {error}");
+        }
+        // Whoever holds files open, or a silent server, must not keep us.
+        std::thread::sleep(GRACE);
+        #[allow(clippy::exit, reason = "nothing is left to be tidied up")]
+        std::process::exit(0);
+    });
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! `map` and `unmap`: an image as a block device.
