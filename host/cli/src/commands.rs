@@ -30,7 +30,7 @@ use crate::args;
 use crate::plugins::Plugins;
 pub(crate) use crate::signals::cancel_on_signal;
 use anyhow::{Result, bail};
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 
 /// All verbs, in the order of the help.
 pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
@@ -47,6 +47,8 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         prune::command(plugins),
         catalog::command(plugins),
         mount::command(),
+        mount::map::map_command(),
+        mount::map::unmap_command(),
         find::command(plugins),
         diff::command(plugins),
         garbage::command(plugins),
@@ -66,9 +68,6 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         documents::completion_command(),
         documents::man_command(),
     ]
-    .into_iter()
-    .chain(later_commands())
-    .collect()
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -85,6 +84,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "namespace" => namespace::run(plugins, matches),
         "prune" => prune::run(plugins, matches),
         "mount" => mount::run(plugins, matches),
+        "map" => mount::map::map(plugins, matches),
+        "unmap" => mount::map::unmap(matches),
         "catalog" => catalog::run(plugins, matches),
         "find" => find::run(plugins, matches),
         "diff" => diff::run(plugins, matches),
@@ -104,16 +105,6 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         "version" => version::run(plugins, matches),
         "completion" => documents::completion(args::command(plugins)?, matches),
         "man" => documents::man(args::command(plugins)?, matches),
-        other => bail!("command '{other}' comes with a later version"),
+        other => bail!("there is no command '{other}'"),
     }
-}
-
-/// Commands that the documentation names and that are not here yet.
-const LATER: [&str; 2] = ["map", "unmap"];
-
-fn later_commands() -> impl Iterator<Item = Command> {
-    LATER.into_iter().map(|name| {
-        let rest = Arg::new("rest").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
-        Command::new(name).about("Comes with a later version").hide(true).arg(rest)
-    })
 }

@@ -1,6 +1,7 @@
 //! Stored archives as bytes: chunks fetched, opened and verified on demand, kept in a bounded
 //! cache that all threads share.
 
+use crate::ahead::ReadAhead;
 use crate::error::{EngineError, Result};
 use crate::plugin::Failure;
 use crate::restore::chain;
@@ -13,7 +14,7 @@ use keepwell_store::SnapshotReader;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 /// Bytes of opened chunks kept for one archive.
@@ -58,6 +59,7 @@ pub struct ChunkedArchive {
     key: Option<Arc<EncryptionKey>>,
     cache: Mutex<Cache>,
     loaded: Condvar,
+    ahead: OnceLock<ReadAhead>,
 }
 
 impl ChunkedArchive {
@@ -70,15 +72,28 @@ impl ChunkedArchive {
         let index = read_index(&*reader, file)?;
         let key = key.filter(|_| file.crypt_mode == CryptMode::Encrypt).cloned();
         let (name, cache) = (file.name.clone(), Mutex::default());
-        Ok(Self { reader, name, index, key, cache, loaded: Condvar::new() })
+        let (loaded, ahead) = (Condvar::new(), OnceLock::new());
+        Ok(Self { reader, name, index, key, cache, loaded, ahead })
     }
 
     pub fn index(&self) -> &Index {
         &self.index
     }
 
+    /// From now on chunks are fetched before those who read one after another ask for them.
+    pub fn read_ahead(self: &Arc<Self>) {
+        self.ahead.get_or_init(|| ReadAhead::of(self));
+    }
+
     /// The plain bytes of the chunk at `position`, verified.
     pub fn chunk(&self, position: usize) -> Result<Arc<Plaintext>> {
+        if let Some(ahead) = self.ahead.get() {
+            ahead.met(position, self.index.len());
+        }
+        self.cached(position)
+    }
+
+    pub(crate) fn cached(&self, position: usize) -> Result<Arc<Plaintext>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             cache.clock += 1;

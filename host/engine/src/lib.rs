@@ -5,6 +5,7 @@
 //! [`plugin`]. The engine knows no wasmtime, no HTTP, no terminal, no clock and no environment.
 //! May use `seal`, `store` and `model`.
 
+mod ahead;
 pub mod archive;
 pub mod backup;
 pub mod benchmark;

@@ -1,11 +1,10 @@
 //! Archives that are opened when they are first looked into, and what goes wrong with them.
 
-use crate::ahead::Cursors;
 use fuser::Errno;
 use keepwell_engine::EngineError;
 use keepwell_engine::browse;
 use keepwell_engine::plugin::{Archive, Content, Entry, Extent, Failure, Node, Reader};
-use keepwell_engine::restore::{ContentPart, ContentSource};
+use keepwell_engine::restore::ContentSource;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -86,9 +85,8 @@ pub fn further_names(
 pub struct OpenArchive {
     /// The reader has to live as long as its archive, and is dropped after it.
     inner: Mutex<(Box<dyn Archive>, Box<dyn Reader>)>,
-    pub(crate) content: Arc<dyn ContentSource>,
+    content: Arc<dyn ContentSource>,
     links: Links,
-    pub(crate) cursors: Cursors,
 }
 
 impl OpenArchive {
@@ -98,8 +96,7 @@ impl OpenArchive {
         content: Arc<dyn ContentSource>,
         links: Links,
     ) -> Self {
-        let (inner, cursors) = (Mutex::new((archive, reader)), Cursors::default());
-        Self { inner, content, links, cursors }
+        Self { inner: Mutex::new((archive, reader)), content, links }
     }
 
     pub(crate) fn links(&self, entry: &Entry) -> u32 {
@@ -121,14 +118,8 @@ impl OpenArchive {
         ask(&mut *self.lock().0)
     }
 
-    /// Bytes of a file; fewer only at its end. Hears of the parts of the archive that are read.
-    pub(crate) fn read(
-        &self,
-        entry: &Entry,
-        offset: u64,
-        length: u32,
-        on_part: &mut dyn FnMut(&ContentPart),
-    ) -> Result<Vec<u8>, Problem> {
+    /// Bytes of a file; fewer only at its end.
+    pub(crate) fn read(&self, entry: &Entry, offset: u64, length: u32) -> Result<Vec<u8>, Problem> {
         let extents = match &entry.content {
             Content::Stored(extents) => extents,
             Content::Computed => {
@@ -155,7 +146,6 @@ impl OpenArchive {
             for part in self.content.parts(part).ok_or_else(outside)? {
                 let fetched = self.content.fetch(&part)?;
                 bytes.extend(fetched.bytes.get(fetched.from..fetched.to).unwrap_or_default());
-                on_part(&part);
             }
         }
         Ok(bytes)

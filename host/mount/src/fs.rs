@@ -1,7 +1,6 @@
 //! Answers the kernel.
 
 use crate::Log;
-use crate::ahead::ReadAhead;
 use crate::archive::{Lazy, OpenArchive, Problem, entry_at};
 use crate::directory::{Child, Directory};
 use crate::inode::{Inodes, Item, Key};
@@ -104,7 +103,6 @@ pub(crate) struct Fs {
     files: Mutex<HashMap<u64, OpenFile>>,
     directories: Mutex<HashMap<u64, Arc<OpenDirectory>>>,
     next_handle: AtomicU64,
-    ahead: ReadAhead,
     /// who mounts: owner of what is in no archive
     owner: (u32, u32),
 }
@@ -124,7 +122,6 @@ impl Fs {
             files: Mutex::default(),
             directories: Mutex::default(),
             next_handle: AtomicU64::new(1),
-            ahead: ReadAhead::new(),
             owner,
         }
     }
@@ -396,12 +393,7 @@ impl Fs {
     fn read_file(&self, handle: FileHandle, offset: u64, size: u32) -> Result<Vec<u8>> {
         let open = locked(&self.files).get(&handle.0).cloned();
         let OpenFile { archive, entry } = open.ok_or_else(|| Problem::of(Errno::EBADF))?;
-        let mut parts = Vec::new();
-        let read = archive.read(&entry, offset, size, &mut |part| parts.push(*part));
-        for part in &parts {
-            self.ahead.met(&archive, part);
-        }
-        read.map_err(|problem| {
+        archive.read(&entry, offset, size).map_err(|problem| {
             let name = keepwell_engine::report::shown_path(&entry.name);
             Problem { text: format!("\"{name}\": {}", problem.text), ..problem }
         })

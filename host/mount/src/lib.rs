@@ -4,7 +4,6 @@
 //! what it was told; what lists backups is asked for again after a second. Memory is bounded by what
 //! the kernel remembers and by the caches of the archives that are open.
 
-mod ahead;
 mod archive;
 mod directory;
 mod fs;

@@ -159,6 +159,9 @@ fn problem(error: &anyhow::Error) -> Problem {
 fn open_archive(plugin: &Plugin, opened: &Opened, name: &ArchiveName) -> Result<OpenArchive> {
     let file = find(&opened.manifest, name)?;
     let stored = StoredArchive::open(&opened.reader, file, opened.key.as_ref())?;
+    if let StoredArchive::Chunked(archive) = &stored {
+        archive.read_ahead();
+    }
     let (report, notices) = Report::new();
     drop(notices);
     let mut reader = plugin.reader(report, Cancel::default())?;
