@@ -566,6 +566,7 @@ impl Served {
             },
             proxy: None,
             limit: None,
+            patience: None,
             cache: None,
             now: || 0,
             interrupt: std::sync::Arc::default(),

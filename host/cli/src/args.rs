@@ -157,6 +157,12 @@ pub(crate) fn limits() -> [Arg; 2] {
     ]
 }
 
+/// For what others wait for: the kernel, and whoever looks into a mounted backup.
+pub(crate) fn patience() -> Arg {
+    number("patience", "SECONDS", "Longest wait for a server before reading fails")
+        .default_value("30")
+}
+
 fn positive_size(text: &str) -> Result<u64, String> {
     match size::parse(text).map_err(|problem| problem.to_string())? {
         0 => Err("it is too little".into()),

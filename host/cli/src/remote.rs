@@ -12,6 +12,7 @@ use keepwell_transport::{
     RemoteStore, Secret, TicketCache, Trust,
 };
 use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
 
 /// Where tickets are kept between runs, if there is such a place.
 pub(crate) fn ticket_cache() -> Option<TicketCache> {
@@ -135,6 +136,12 @@ fn connect(
         cache: ticket_cache().filter(|_| !is_token),
         now,
         interrupt: interrupt(),
+        patience: matches
+            .try_get_one::<u64>("patience")
+            .ok()
+            .flatten()
+            .copied()
+            .map(Duration::from_secs),
     };
     let client = Client::new(options)?;
     login(&client, server, with_cache)?;

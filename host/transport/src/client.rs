@@ -25,12 +25,14 @@ use std::future::Future;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// A ticket lasts two hours.
 const RENEWAL: Duration = Duration::from_secs(15 * 60);
+/// And after one that failed.
+const RENEWAL_AGAIN: Duration = Duration::from_secs(60);
 /// The longest listing that is taken.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -72,6 +74,9 @@ pub struct ClientOptions {
     pub now: fn() -> i64,
     /// set when the user wants to stop: nothing waits any longer then
     pub interrupt: Arc<AtomicBool>,
+    /// how long an answer is waited for in all, where somebody else waits for us; none for as long
+    /// as there is hope
+    pub patience: Option<Duration>,
 }
 
 /// How requests show who they come from.
@@ -171,13 +176,13 @@ impl Client {
 
     fn call(&self, method: Method, path: &str, query: &Query) -> Result<Value> {
         let call = Call::new(method, path, query);
-        data(self.block_on(self.inner.fetch(&call))?)
+        data(self.block_on_until(self.deadline(), self.inner.fetch(&call))?)
     }
 
     /// The whole answer, not only its data.
     pub fn get_whole(&self, path: &str, query: &Query) -> Result<Value> {
         let call = Call::new(Method::GET, path, query);
-        parse(&self.block_on(self.inner.fetch(&call))?)
+        parse(&self.block_on_until(self.deadline(), self.inner.fetch(&call))?)
     }
 
     /// A file, as it is.
@@ -203,6 +208,23 @@ impl Client {
     ) -> Result<BareSession> {
         let session = self.block_on(self.inner.upgrade(path, query, protocol))?;
         Ok(BareSession { session, runtime: self.runtime.clone() })
+    }
+
+    /// When patience ends with what begins now.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.inner.options.patience.map(|patience| Instant::now() + patience)
+    }
+
+    pub(crate) fn block_on_until<T>(
+        &self,
+        deadline: Option<Instant>,
+        future: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Some(deadline) = deadline else { return self.block_on(future) };
+        self.block_on(async {
+            let late = |_| Error::Timeout("waiting for the server");
+            tokio::time::timeout_at(deadline, future).await.map_err(late)?
+        })
     }
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -247,13 +269,19 @@ async fn renew(client: Arc<Inner>) {
         drop(client);
         weak
     };
+    let mut pause = RENEWAL;
     loop {
-        tokio::time::sleep(RENEWAL).await;
+        tokio::time::sleep(pause).await;
         let Some(client) = client.upgrade() else { return };
         let Some(Credentials::Ticket { ticket, .. }) = client.credentials() else { return };
+        pause = RENEWAL;
         if let Err(error) = client.login(&ticket).await {
             tracing::warn!("re-authentication failed: {error}");
-            return;
+            // A server that is away may come back.
+            match error {
+                Error::Status { .. } => return,
+                _ => pause = RENEWAL_AGAIN,
+            }
         }
     }
 }

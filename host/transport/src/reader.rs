@@ -15,9 +15,10 @@ use keepwell_model::{
 };
 use keepwell_store::{ChunkStore, SnapshotReader, StoreError};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// How long to wait before the next attempt at a lost session.
 const PAUSES: [u64; 4] = [0, 1, 4, 10];
@@ -89,7 +90,12 @@ pub(crate) struct RemoteReader {
     snapshot: SnapshotId,
     current: Mutex<Current>,
     ahead: Mutex<Ahead>,
+    /// Patience ended: until then nobody waits again, and then for a new session first.
+    given_up: Mutex<Option<Instant>>,
 }
+
+/// How long nobody waits for a server that did not answer.
+const GIVEN_UP: Duration = Duration::from_secs(5);
 
 async fn open(client: &Client, query: &Query) -> Result<Session> {
     client.inner.upgrade("//api2/json/reader", query, crate::READER_PROTOCOL).await
@@ -114,7 +120,7 @@ impl RemoteReader {
         let session = client.block_on(open(client, &query))?;
         let current = Mutex::new(Current { session, generation: 0, indexes: Vec::new() });
         let (client, snapshot, ahead) = (client.clone(), snapshot.clone(), Mutex::default());
-        Ok(Self { client, query, snapshot, current, ahead })
+        Ok(Self { client, query, snapshot, current, ahead, given_up: Mutex::default() })
     }
 
     fn current(&self) -> (Session, u64) {
@@ -136,13 +142,13 @@ impl RemoteReader {
     }
 
     /// Opens a new session in place of a lost one, unless somebody else has.
-    fn reopen(&self, lost: u64) -> Result<()> {
+    fn reopen(&self, lost: u64, deadline: Option<Instant>) -> Result<()> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.generation != lost {
             return Ok(());
         }
         let indexes = current.indexes.clone();
-        current.session = self.client.block_on(async {
+        current.session = self.client.block_on_until(deadline, async {
             let session = open(&self.client, &self.query).await?;
             for name in &indexes {
                 session.get("download", &download_query(name), FILE_BYTES_MAX).await?;
@@ -153,12 +159,49 @@ impl RemoteReader {
         Ok(())
     }
 
+    fn given_up(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks, as long as there is patience.
+    fn fetch(
+        &self,
+        deadline: Option<Instant>,
+        path: &str,
+        query: &Query,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>> {
+        let given_up = *self.given_up();
+        if given_up.is_some_and(|until| Instant::now() < until) {
+            return Err(Error::Timeout("waiting for the server"));
+        }
+        let began = match given_up {
+            None => Ok(()),
+            Some(_) => self.reopen(self.current().1, deadline),
+        };
+        let fetched = began.and_then(|()| self.fetch_until(deadline, path, query, bytes_max));
+        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        *self.given_up() = match &fetched {
+            Err(error) if error.is_lost() && is_over => Some(Instant::now() + GIVEN_UP),
+            Err(_) => given_up,
+            Ok(_) => None,
+        };
+        fetched
+    }
+
     /// Asks, and asks again in a new session where the old one is lost.
-    fn fetch(&self, path: &str, query: &Query, bytes_max: usize) -> Result<Vec<u8>> {
+    fn fetch_until(
+        &self,
+        deadline: Option<Instant>,
+        path: &str,
+        query: &Query,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>> {
         let mut pauses = PAUSES.iter();
         loop {
             let (session, generation) = self.current();
-            let error = match self.client.block_on(session.get(path, query, bytes_max)) {
+            let asked = session.get(path, query, bytes_max);
+            let error = match self.client.block_on_until(deadline, asked) {
                 Ok(bytes) => return Ok(bytes.into()),
                 Err(error) if error.is_lost() => error,
                 Err(error) => return Err(error),
@@ -166,13 +209,16 @@ impl RemoteReader {
             drop(session);
             loop {
                 let Some(pause) = pauses.next() else { return Err(error) };
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Err(error);
+                }
                 tracing::warn!("{error}: connecting again");
                 let pause = Duration::from_secs(*pause);
-                self.client.block_on(async {
+                self.client.block_on_until(deadline, async {
                     tokio::time::sleep(pause).await;
                     Ok(())
                 })?;
-                match self.reopen(generation) {
+                match self.reopen(generation, deadline) {
                     Ok(()) => break,
                     Err(error @ (Error::Status { .. } | Error::Interrupted)) => return Err(error),
                     Err(_) => {}
@@ -192,7 +238,8 @@ impl SnapshotReader for RemoteReader {
     }
 
     fn read_file(&self, name: &ArchiveName) -> keepwell_store::Result<Vec<u8>> {
-        let bytes = self.fetch("download", &download_query(name), FILE_BYTES_MAX)?;
+        let bytes =
+            self.fetch(self.client.deadline(), "download", &download_query(name), FILE_BYTES_MAX)?;
         if name.kind() != ArchiveKind::Blob {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
             if !current.indexes.contains(name) {
@@ -224,12 +271,15 @@ impl ChunkStore for RemoteReader {
         }
         // What went wrong ahead of time is tried again.
         let gone = |_| Error::protocol("nobody asks for it any more");
-        let coming = coming
-            .map(|coming| self.client.block_on(async { coming.await.map_err(gone).flatten() }));
+        let deadline = self.client.deadline();
+        let coming = coming.map(|coming| {
+            let answer = async { coming.await.map_err(gone).flatten() };
+            self.client.block_on_until(deadline, answer)
+        });
         if let Some(Ok(bytes)) = coming {
             return Ok(bytes.into());
         }
-        Ok(self.fetch("chunk", &chunk_query(digest), CHUNK_BYTES_MAX)?)
+        Ok(self.fetch(deadline, "chunk", &chunk_query(digest), CHUNK_BYTES_MAX)?)
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod map;
 
 use super::opened::{Opened, StoredArchive};
 use super::restore::snapshot_or_group;
-use crate::args::{flag, is_set, limits, namespace, repository};
+use crate::args::{flag, is_set, limits, namespace, patience, repository};
 use crate::encryption::key_options;
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -53,6 +53,7 @@ pub(crate) fn command() -> Command {
         .arg(namespace())
         .args(key_options())
         .args(limits())
+        .arg(patience())
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {

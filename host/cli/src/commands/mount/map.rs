@@ -2,7 +2,7 @@
 //! places and messages are the reference's (cli.md, map), so that either takes back what the other mapped.
 
 use super::{background, end_on_signal, log, mounted, opener, reader_of};
-use crate::args::{flag, is_set, limits, namespace, repository};
+use crate::args::{flag, is_set, limits, namespace, patience, repository};
 use crate::commands::opened::{Opened, file_of};
 use crate::commands::restore::snapshot_or_group;
 use crate::encryption::key_options;
@@ -40,6 +40,7 @@ pub(crate) fn map_command() -> Command {
         .arg(namespace())
         .args(key_options())
         .args(limits())
+        .arg(patience())
 }
 
 pub(crate) fn unmap_command() -> Command {
