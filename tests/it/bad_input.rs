@@ -357,14 +357,6 @@ fn an_empty_pipe_makes_no_snapshot() {
 }
 
 #[test]
-fn what_comes_later_says_so() {
-    let world = World::new();
-    for line in ["map host/a drive.img", "mount host/a root.pxar /mnt", "unmap x"] {
-        world.fails(line).says("comes with a later version");
-    }
-}
-
-#[test]
 fn what_only_servers_have_says_so() {
     let world = World::new();
     for line in ["login", "logout", "task list"] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A world whose repository is a copy of the golden store, without copying the chunks.
-fn golden_world(shared: &Path) -> World {
+pub(crate) fn golden_world(shared: &Path) -> World {
     let world = World::new();
     let parts = ["host", "ns", "vm", ".lock"].map(|part| shared.join("store").join(part));
     let mut copy = Command::new("cp");
@@ -22,7 +22,7 @@ fn golden_world(shared: &Path) -> World {
     world
 }
 
-fn manifest_of(shared: &Path, root: &Path, out: &Path) {
+pub(crate) fn manifest_of(shared: &Path, root: &Path, out: &Path) {
     let listed =
         Command::new("python3").arg(shared.join("manifest.py")).arg(root).output().unwrap();
     assert!(listed.status.success());
@@ -30,7 +30,7 @@ fn manifest_of(shared: &Path, root: &Path, out: &Path) {
 }
 
 /// Lines of the golden comparer.
-fn compare(shared: &Path, golden: &Path, ours: &Path) -> Vec<String> {
+pub(crate) fn compare(shared: &Path, golden: &Path, ours: &Path) -> Vec<String> {
     let mut command = Command::new("python3");
     command.arg(shared.join("manifest.py")).arg("--diff").arg(golden).arg(ours);
     let text = String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned();
@@ -39,12 +39,12 @@ fn compare(shared: &Path, golden: &Path, ours: &Path) -> Vec<String> {
 }
 
 /// The nodump attribute is stored but not restored by the reference; we restore it.
-fn only_nodump(differences: &[String]) -> bool {
+pub(crate) fn only_nodump(differences: &[String]) -> bool {
     differences.iter().all(|line| line.contains("flags/") && line.contains("fsflags"))
 }
 
 /// A key of the golden data.
-fn key(shared: &Path, name: &str) -> String {
+pub(crate) fn key(shared: &Path, name: &str) -> String {
     shared.join("keys").join(name).display().to_string()
 }
 

@@ -19,6 +19,7 @@ mod hostile;
 mod interrupt;
 mod keys;
 mod manage;
+mod mount;
 mod plugins;
 mod pxar_tool;
 mod roundtrip;

@@ -236,6 +236,6 @@ fn tab_completes_commands_and_odd_names() {
     );
     assert_eq!(run.code, Some(0), "{}", run.stdout);
     assert!(run.stdout.contains("no entries selected"), "{}", run.stdout);
-    assert!(run.stdout.contains("  File: /odd names/it's\r\n"), "{}", run.stdout);
-    assert!(run.stdout.contains("  File: /odd names/\\xFF\\n\r\n"), "{}", run.stdout);
+    assert!(run.stdout.contains("  File: /odd names/it's\n"), "{}", run.stdout);
+    assert!(run.stdout.contains("  File: /odd names/\\xFF\\n\n"), "{}", run.stdout);
 }

@@ -64,6 +64,7 @@ pub(crate) fn end_at_prompt(at_prompt: Arc<AtomicBool>) -> io::Result<()> {
             if at_prompt.load(Ordering::Relaxed) {
                 let _ = tcsetattr(io::stdin(), OptionalActions::Now, &terminal);
                 let _ = io::stderr().write_all(PASTE_OFF);
+                #[allow(clippy::exit, reason = "nothing waits to be tidied up at a prompt")]
                 std::process::exit(255);
             }
         }

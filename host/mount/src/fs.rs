@@ -195,7 +195,15 @@ impl Fs {
         match item {
             Item::Directory(directory) => Ok(self.plain(number, true, directory.modified())),
             Item::Entry { archive, node } => {
-                let entry = self.entry(archive, *node)?;
+                let entry = match self.entry(archive, *node) {
+                    Ok(entry) => entry,
+                    // What is in the root may be sound where the root itself is not.
+                    Err(problem) if *node == Node::ROOT && problem.errno == Errno::EIO => {
+                        self.told(problem);
+                        return Ok(self.plain(number, true, 0));
+                    }
+                    Err(problem) => return Err(problem),
+                };
                 if *node == Node::ROOT && entry.metadata.kind == EntryKind::File {
                     // Such an archive knows nothing but the content.
                     let (size, plain) = (entry.metadata.size, self.plain(number, false, 0));

@@ -79,7 +79,7 @@ fn compare(
         Ok(Some((stored.size(), stored)))
     };
     let file_of =
-        |opened: &Opened| opened.manifest.file(name).map(|file| (file.checksum.clone(), file.size));
+        |opened: &Opened| opened.manifest.file(name).map(|file| (file.checksum, file.size));
     if file_of(before) == file_of(after) {
         return Ok(());
     }

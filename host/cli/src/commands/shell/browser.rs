@@ -33,7 +33,7 @@ pub(super) struct Named {
 
 enum Names {
     /// and the block of the archive's root
-    Catalog(Catalog, u64),
+    Catalog(Box<Catalog>, u64),
     Archive,
 }
 
@@ -57,6 +57,9 @@ pub(super) struct Browser<'a> {
 pub(super) fn path_of(steps: &[Named]) -> EntryPath {
     steps.iter().map(|step| step.name.clone()).collect()
 }
+
+/// Is told a path and its entry, and says whether to go below it.
+pub(super) type Visit<'a> = dyn FnMut(&[Vec<u8>], &Named) -> Result<bool> + 'a;
 
 /// `/` and the names.
 pub(super) fn joined(path: &[Vec<u8>]) -> Vec<u8> {
@@ -244,10 +247,7 @@ impl<'a> Browser<'a> {
 
     /// Calls `visit` with the path of everything in the archive, parents first. It says whether
     /// what is below a directory is of interest.
-    pub(super) fn walk(
-        &mut self,
-        visit: &mut dyn FnMut(&[Vec<u8>], &Named) -> Result<bool>,
-    ) -> Result<()> {
+    pub(super) fn walk(&mut self, visit: &mut Visit<'_>) -> Result<()> {
         let mut path = EntryPath::new();
         let mut levels = vec![self.list(self.root())?.into_iter()];
         while let Some(level) = levels.last_mut() {
@@ -278,7 +278,10 @@ fn catalog_of(opened: &Opened, name: &ArchiveName) -> Result<Names> {
     let archives = catalog.archives()?;
     let found = archives.iter().find(|entry| entry.name == name.as_str().as_bytes());
     match found.map(|entry| &entry.kind) {
-        Some(CatalogKind::Directory { block }) => Ok(Names::Catalog(catalog, *block)),
+        Some(CatalogKind::Directory { block }) => {
+            let block = *block;
+            Ok(Names::Catalog(Box::new(catalog), block))
+        }
         _ => bail!("archive not found in catalog"),
     }
 }
