@@ -21,6 +21,24 @@ impl Loaded {
     }
 }
 
+/// What is known of archives without asking a plugin.
+#[derive(Clone)]
+pub(crate) struct Types(Vec<ArchiveType>);
+
+impl Types {
+    /// What users call the archive that `root.mpxar` is a part of; others as they are.
+    pub(crate) fn name_of_whole(&self, name: &str) -> String {
+        let split = name.rsplit_once('.');
+        let whole = split.and_then(|(label, part)| Some((label, self.kept_in_parts(part)?)));
+        whole.map_or(name.to_owned(), |(label, whole)| format!("{label}.{}", whole.extension))
+    }
+
+    /// The type of archive of which files with this extension are parts.
+    pub(crate) fn kept_in_parts(&self, part: &str) -> Option<&ArchiveType> {
+        self.0.iter().find(|archive_type| archive_type.parts.iter().any(|known| known == part))
+    }
+}
+
 /// All plugins: those given by `KEEPWELL_PLUGIN_PATH` first, then the built-in ones.
 pub(crate) struct Plugins {
     all: Vec<Loaded>,
@@ -66,6 +84,11 @@ impl Plugins {
             loaded.info.is_reader && types.any(|archive_type| archive_type.extension == extension)
         };
         self.all.iter().find(serves)
+    }
+
+    /// All types of archives.
+    pub(crate) fn types(&self) -> Types {
+        Types(self.all.iter().flat_map(|loaded| &loaded.info.archive_types).cloned().collect())
     }
 
     /// Extensions that can be backed up.

@@ -2,6 +2,7 @@
 
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::{EngineError, Result};
+use crate::plugin::{Archive, Content, Entry, EntryKind, Event};
 use crate::snapshot::find;
 use keepwell_model::catalog::{
     CatalogBytes, CatalogEntry, CatalogError, CatalogKind, CatalogReader, Visit,
@@ -81,6 +82,57 @@ impl Catalog {
     /// Entries of the directory whose block lies there.
     pub fn directory(&self, block: u64) -> Result<Vec<CatalogEntry>> {
         Ok(self.0.directory(block)?)
+    }
+}
+
+/// Events asked of a walk at a time.
+const WALK_BATCH: u32 = 1024;
+
+/// Calls `visit` with the path, which begins with `name`, and entry of everything in an archive whose
+/// metadata is as good as a catalog, in order.
+pub fn walk_archive(archive: &mut dyn Archive, name: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+    let mut path = vec![name.to_vec()];
+    let root = CatalogKind::Directory { block: 0 };
+    visit(&path, &CatalogEntry { name: name.to_vec(), kind: root })?;
+    archive.start_walk()?;
+    loop {
+        let events = archive.walk(WALK_BATCH)?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        for event in events {
+            let (entry, is_directory) = match event {
+                Event::Leave => {
+                    path.pop();
+                    continue;
+                }
+                Event::Enter(entry) => (entry, true),
+                Event::Leaf(entry) => (entry, false),
+            };
+            let (name, kind) = (entry.name.clone(), kind_of(&entry));
+            path.push(name.clone());
+            visit(&path, &CatalogEntry { name, kind })?;
+            if !is_directory {
+                path.pop();
+            }
+        }
+    }
+}
+
+/// As a catalog would tell it.
+pub fn kind_of(entry: &Entry) -> CatalogKind {
+    let metadata = &entry.metadata;
+    match (&entry.content, metadata.kind) {
+        (Content::HardLink { .. }, _) => CatalogKind::HardLink,
+        (_, EntryKind::Directory) => CatalogKind::Directory { block: 0 },
+        (_, EntryKind::File) => {
+            CatalogKind::File { size: metadata.size, modified: metadata.modified.seconds }
+        }
+        (_, EntryKind::Symlink) => CatalogKind::Symlink,
+        (_, EntryKind::BlockDevice) => CatalogKind::BlockDevice,
+        (_, EntryKind::CharacterDevice) => CatalogKind::CharacterDevice,
+        (_, EntryKind::Fifo) => CatalogKind::Fifo,
+        (_, EntryKind::Socket) => CatalogKind::Socket,
     }
 }
 

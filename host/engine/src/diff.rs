@@ -20,7 +20,8 @@ const DEPTH_MAX: usize = 2048;
 /// One of the two archives.
 pub struct Side {
     pub archive: Box<dyn Archive>,
-    pub stored: Arc<ChunkedArchive>,
+    /// its streams
+    pub stored: Vec<Arc<ChunkedArchive>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,14 +204,12 @@ impl<'b> Comparison<'_, 'b> {
 
     /// Whether two files of one size have the same bytes.
     fn same_content(&mut self, one: &Entry, other: &Entry) -> Result<bool> {
-        let stored = (&*self.before.stored, &*self.after.stored);
+        let stored = (&self.before.stored[..], &self.after.stored[..]);
         if let (Some(one), Some(other)) = (pieces(stored.0, one), pieces(stored.1, other)) {
-            return same_pieces(stored, &one, &other);
+            return same_pieces(&one, &other);
         }
-        let content = (
-            StoredContent(vec![self.before.stored.clone()]),
-            StoredContent(vec![self.after.stored.clone()]),
-        );
+        let content =
+            (StoredContent(self.before.stored.clone()), StoredContent(self.after.stored.clone()));
         let mut one = ContentReader::new(&mut *self.before.archive, &content.0, one);
         let mut other = ContentReader::new(&mut *self.after.archive, &content.1, other);
         loop {
@@ -241,49 +240,45 @@ fn join(above: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// A part of a file's content, and the chunk that holds it.
-struct Piece {
+struct Piece<'a> {
+    stored: &'a ChunkedArchive,
     digest: ChunkDigest,
     part: Part,
 }
 
-impl Piece {
+impl Piece<'_> {
     fn length(&self) -> usize {
         self.part.to - self.part.from
     }
 }
 
 /// The content of a file whose bytes lie in the archive.
-fn pieces(stored: &ChunkedArchive, entry: &Entry) -> Option<Vec<Piece>> {
+fn pieces<'a>(streams: &'a [Arc<ChunkedArchive>], entry: &Entry) -> Option<Vec<Piece<'a>>> {
     let Content::Stored(extents) = &entry.content else { return None };
     let mut pieces = Vec::new();
     for extent in extents {
-        if extent.stream != 0 {
-            return None;
-        }
+        let stored = streams.get(extent.stream as usize)?;
         add_pieces(stored, extent.offset, extent.length, &mut pieces)?;
     }
     Some(pieces)
 }
 
 /// None where the stretch leaves the archive.
-fn add_pieces(
-    stored: &ChunkedArchive,
+fn add_pieces<'a>(
+    stored: &'a ChunkedArchive,
     offset: u64,
     length: u64,
-    pieces: &mut Vec<Piece>,
+    pieces: &mut Vec<Piece<'a>>,
 ) -> Option<()> {
     for part in stored.parts(offset, length)? {
-        pieces.push(Piece { digest: stored.index().chunk(part.position)?.digest, part });
+        let digest = stored.index().chunk(part.position)?.digest;
+        pieces.push(Piece { stored, digest, part });
     }
     Some(())
 }
 
 /// Whether these hold the same bytes. What lies at one place in one chunk is not read.
-fn same_pieces(
-    stored: (&ChunkedArchive, &ChunkedArchive),
-    ones: &[Piece],
-    others: &[Piece],
-) -> Result<bool> {
+fn same_pieces(ones: &[Piece<'_>], others: &[Piece<'_>]) -> Result<bool> {
     let (mut ones, mut others) = (ones.iter(), others.iter());
     let (mut one, mut other) = (ones.next(), others.next());
     // How much of each piece has been compared.
@@ -292,8 +287,8 @@ fn same_pieces(
         let length = (left.length() - done).min(right.length() - other_done);
         let (from, other_from) = (left.part.from + done, right.part.from + other_done);
         if left.digest != right.digest || from != other_from {
-            let chunk = stored.0.chunk(left.part.position)?;
-            let other_chunk = stored.1.chunk(right.part.position)?;
+            let chunk = left.stored.chunk(left.part.position)?;
+            let other_chunk = right.stored.chunk(right.part.position)?;
             let bytes = chunk.get(from..from + length);
             if bytes != other_chunk.get(other_from..other_from + length) {
                 return Ok(false);
@@ -319,7 +314,7 @@ pub fn same_bytes(one: &ChunkedArchive, other: &ChunkedArchive) -> Result<bool> 
     for (stored, pieces) in [(one, &mut left), (other, &mut right)] {
         add_pieces(stored, 0, stored.index().size(), pieces).ok_or(EngineError::Worker)?;
     }
-    same_pieces((one, other), &left, &right)
+    same_pieces(&left, &right)
 }
 
 /// Fewer bytes than `PIECE_BYTES` only at the end.

@@ -132,6 +132,9 @@ pub struct ArchiveType {
     pub extension: String,
     pub origin: OriginKind,
     pub noun: String,
+    /// extensions of its streams, where it may also be kept in several
+    #[serde(default)]
+    pub parts: Vec<String>,
 }
 
 /// What a source reads.

@@ -3,7 +3,7 @@
 use fuser::Errno;
 use keepwell_engine::EngineError;
 use keepwell_engine::browse;
-use keepwell_engine::plugin::{Archive, Content, Entry, Extent, Failure, Node, Reader};
+use keepwell_engine::plugin::{Archive, Content, Entry, Event, Extent, Failure, Node, Reader};
 use keepwell_engine::restore::ContentSource;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,6 +80,33 @@ pub fn further_names(
     }
     Ok(names)
 }
+
+/// Counts them by walking through all entries; none where there are more than `max`.
+pub fn links_of(
+    archive: &mut dyn Archive,
+    max: u64,
+) -> Result<Option<HashMap<u64, u32>>, EngineError> {
+    let (mut names, mut count) = (HashMap::new(), 0);
+    archive.start_walk()?;
+    loop {
+        let events = archive.walk(WALK_BATCH)?;
+        if events.is_empty() {
+            return Ok(Some(names));
+        }
+        count += events.len() as u64;
+        if count > max {
+            return Ok(None);
+        }
+        for event in events {
+            if let Event::Leaf(Entry { content: Content::HardLink { node, .. }, .. }) = event {
+                *names.entry(node.at).or_insert(1) += 1;
+            }
+        }
+    }
+}
+
+/// Events asked of a walk at a time.
+const WALK_BATCH: u32 = 1024;
 
 /// An archive that is open.
 pub struct OpenArchive {

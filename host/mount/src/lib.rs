@@ -9,7 +9,7 @@ mod directory;
 mod fs;
 mod inode;
 
-pub use archive::{Links, OpenArchive, Opener, Problem, further_names};
+pub use archive::{Links, OpenArchive, Opener, Problem, further_names, links_of};
 pub use directory::{Child, Directory};
 
 use archive::Lazy;

@@ -197,7 +197,7 @@ impl From<about::ArchiveType> for ArchiveType {
             about::OriginKind::File => OriginKind::File,
             about::OriginKind::FileOrBlockDevice => OriginKind::FileOrBlockDevice,
         };
-        Self { extension: given.extension, origin, noun: given.noun }
+        Self { extension: given.extension, origin, noun: given.noun, parts: given.parts }
     }
 }
 

@@ -25,7 +25,12 @@ impl Plugin for Blob {
 }
 
 fn archive_type(extension: &str, noun: &str) -> ArchiveType {
-    ArchiveType { extension: extension.into(), origin: OriginKind::File, noun: noun.into() }
+    ArchiveType {
+        extension: extension.into(),
+        origin: OriginKind::File,
+        noun: noun.into(),
+        parts: Vec::new(),
+    }
 }
 
 impl Source for Blob {

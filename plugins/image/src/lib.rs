@@ -22,6 +22,7 @@ impl Plugin for Image {
                 extension: "img".into(),
                 origin: OriginKind::FileOrBlockDevice,
                 noun: "image".into(),
+                parts: Vec::new(),
             }],
         }
     }

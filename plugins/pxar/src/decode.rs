@@ -31,6 +31,8 @@ const TABLE_BYTES_MAX: u64 = 1 << 30;
 const WINDOW_BYTES: (u32, u32) = (4 << 10, 64 << 10);
 /// The host hands out large items in pieces.
 const READ_BYTES: u32 = 1 << 20;
+/// Where content lies, of one stream and of two: the stream opened first.
+const PAYLOAD_STREAM: u32 = 0;
 /// One entry may not carry more metadata than this.
 const EXTENDED_BYTES_MAX: usize = 16 << 20;
 
@@ -40,10 +42,15 @@ struct Window {
     next: u32,
 }
 
+/// A prelude larger than this is none.
+const PRELUDE_BYTES_MAX: u64 = 1 << 20;
+
 /// Reads items of one archive.
 pub struct Decoder<R> {
     source: R,
     window: RefCell<Window>,
+    /// content lies in a stream of its own, of this length: spec §11
+    payload: Option<u64>,
 }
 
 /// An item's header.
@@ -77,7 +84,12 @@ fn corrupt(position: u64, problem: &str) -> Failure {
 impl<R: ReadAt> Decoder<R> {
     pub fn new(source: R) -> Self {
         let window = Window { start: 0, bytes: Vec::new(), next: WINDOW_BYTES.0 };
-        Self { source, window: RefCell::new(window) }
+        Self { source, window: RefCell::new(window), payload: None }
+    }
+
+    /// Of a split archive: its metadata, and how long the stream with its content is.
+    pub fn split(metadata: R, payload_bytes: u64) -> Self {
+        Self { payload: Some(payload_bytes), ..Self::new(metadata) }
     }
 
     pub fn size(&self) -> Option<u64> {
@@ -180,15 +192,33 @@ impl<R: ReadAt> Decoder<R> {
 
     /// The directory that the archive is made of.
     pub fn root(&self) -> Result<Decoded, Failure> {
-        if self.item(0)?.kind == format::FORMAT_VERSION {
-            let problem = "split pxar archives (format version 2) come with a later version";
-            return Err(Failure::Unsupported(problem.into()));
-        }
-        let decoded = self.body(0, 0, Vec::new())?;
+        let decoded = self.body(0, self.first()?, Vec::new())?;
         if decoded.entry.metadata.kind != EntryKind::Directory {
             return Err(corrupt(0, "the root is not a directory"));
         }
         Ok(decoded)
+    }
+
+    /// Where the root's ENTRY is, behind what says how to read the rest.
+    fn first(&self) -> Result<u64, Failure> {
+        let item = self.item(0)?;
+        if item.kind != format::FORMAT_VERSION {
+            return Ok(0);
+        }
+        let [version] = self.words(&item)?;
+        if !(1..=2).contains(&version) {
+            return Err(Failure::Unsupported(format!("unknown format version {version}")));
+        }
+        if version == 2 && self.payload.is_none() {
+            let problem = "the archive's content lies in a second stream, which is not there";
+            return Err(Failure::Unsupported(problem.into()));
+        }
+        let prelude = self.item(item.end)?;
+        match prelude.kind {
+            format::PRELUDE if prelude.end - prelude.start <= PRELUDE_BYTES_MAX => Ok(prelude.end),
+            format::PRELUDE => Err(corrupt(item.end, "the prelude is too large")),
+            _ => Ok(item.end),
+        }
     }
 
     /// The entry or table at `position`, which is that of a FILENAME or GOODBYE.
@@ -305,10 +335,13 @@ impl<R: ReadAt> Decoder<R> {
             return Err(corrupt(tail_start, "expected a goodbye table"));
         }
         let bytes = self.read(item.start, content - format::GOODBYE_ROW_BYTES)?;
+        let is_split = self.payload.is_some();
         let rows = bytes.chunks_exact(format::GOODBYE_ROW_BYTES as usize).map(|bytes| {
             let [hash, distance, size] = row(bytes);
             let child = start.checked_sub(distance).filter(|child| *child >= entry);
             let end = child.and_then(|child| child.checked_add(size));
+            // Of a file in a split archive it may count content that lies elsewhere.
+            let end = if is_split { end.map(|end| end.min(start)) } else { end };
             match (child, end.filter(|end| *end <= start)) {
                 (Some(child), Some(end)) if child < end => {
                     Ok(GoodbyeRow { hash, start: child, end })
@@ -316,7 +349,14 @@ impl<R: ReadAt> Decoder<R> {
                 _ => Err(corrupt(start, "goodbye table points outside its directory")),
             }
         });
-        Ok((entry, rows.collect::<Result<_, _>>()?))
+        let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+        if is_split {
+            rows.sort_unstable_by_key(|row| row.start);
+            for at in 1..rows.len() {
+                rows[at - 1].end = rows[at - 1].end.min(rows[at].start);
+            }
+        }
+        Ok((entry, rows))
     }
 }
 
@@ -341,13 +381,27 @@ impl Body {
             let item = decoder.item(position)?;
             let kind = self.metadata.kind;
             match item.kind {
-                format::PAYLOAD if kind == Kind::File => {
+                format::PAYLOAD if kind == Kind::File && decoder.payload.is_none() => {
                     let length = item.end - item.start;
                     if decoder.size().is_some_and(|size| item.end > size) {
                         return Err(corrupt(position, "content reaches beyond the archive"));
                     }
                     self.metadata.size = length;
-                    let extent = Extent { stream: 0, offset: item.start, length };
+                    let extent = Extent { stream: PAYLOAD_STREAM, offset: item.start, length };
+                    return Ok(self.finish(Content::Stored(vec![extent]), item.end));
+                }
+                format::PAYLOAD_REF if kind == Kind::File => {
+                    let [at, length] = decoder.words(&item)?;
+                    let offset = at.checked_add(HEADER_BYTES);
+                    let end = offset.and_then(|offset| offset.checked_add(length));
+                    let (Some(offset), Some(end)) = (offset, end) else {
+                        return Err(corrupt(position, "content reaches beyond the archive"));
+                    };
+                    if decoder.payload.is_none_or(|bytes| end > bytes) {
+                        return Err(corrupt(position, "content reaches beyond its stream"));
+                    }
+                    self.metadata.size = length;
+                    let extent = Extent { stream: PAYLOAD_STREAM, offset, length };
                     return Ok(self.finish(Content::Stored(vec![extent]), item.end));
                 }
                 format::SYMLINK if kind == Kind::Symlink => {

@@ -36,6 +36,35 @@ fn nul_terminated(out: &mut Vec<u8>, item_type: u64, text: &[u8]) {
     out.push(0);
 }
 
+/// What a split archive's metadata begins with; `exclude` are the patterns of the command line, a line for
+/// each: spec §10, §11.
+pub fn prologue(out: &mut Vec<u8>, exclude: &[u8]) {
+    words(out, format::FORMAT_VERSION, &[2]);
+    if !exclude.is_empty() {
+        let prelude = format!("{{\"exclude-patterns\":\"{}\"}}", json_escaped(exclude));
+        header(out, format::PRELUDE, prelude.len() as u64);
+        out.extend(prelude.as_bytes());
+    }
+}
+
+fn json_escaped(text: &[u8]) -> String {
+    let mut out = String::new();
+    for c in String::from_utf8_lossy(text).chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out += "\\n",
+            c if c < ' ' => out += &format!("\\u{:04x}", c as u32),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Where a file's content lies in the other stream: the place of its PAYLOAD header, and its length.
+pub fn payload_ref(out: &mut Vec<u8>, position: u64, length: u64) {
+    words(out, format::PAYLOAD_REF, &[position, length]);
+}
+
 pub fn filename(out: &mut Vec<u8>, name: &[u8]) {
     nul_terminated(out, format::FILENAME, name);
 }

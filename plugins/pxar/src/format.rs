@@ -26,6 +26,7 @@ macro_rules! item_types {
 
 item_types! {
     FORMAT_VERSION = 0x730f6c75df16a40d,
+    PRELUDE = 0xe309d79d9f7b771b,
     ENTRY = 0xd5956474e588acef,
     ENTRY_V1 = 0x11da850a1c1cceff,
     FILENAME = 0x16701121063917b3,
@@ -42,6 +43,9 @@ item_types! {
     QUOTA_PROJID = 0xe07540e82f7d1cbb,
     HARDLINK = 0x51269c8422bd7275,
     PAYLOAD = 0x28147a1b0b7c1a25,
+    PAYLOAD_REF = 0x419d3d6bc4ba977e,
+    PAYLOAD_START_MARKER = 0x834c68c2194a4ed2,
+    PAYLOAD_TAIL_MARKER = 0x6c72b78b984c81b5,
     GOODBYE = 0x2fec4fa642d5731d,
 }
 
@@ -130,6 +134,13 @@ mod tests {
         assert_eq!(name_hash(b".pxarexclude-cli"), 0x046975ce672e09eb);
         assert_eq!(name_hash(b"__PROXMOX_FORMAT_ENTRY_V2__"), ENTRY);
         assert_eq!(name_hash(b"__PROXMOX_FORMAT_GOODBYE__"), GOODBYE);
+        assert_eq!(name_hash(b"__PROXMOX_FORMAT_PRELUDE__"), PRELUDE);
+        assert_eq!(name_hash(b"__PROXMOX_FORMAT_PXAR_PAYLOAD_REF__"), PAYLOAD_REF);
+        let marker = |which: &str| {
+            name_hash(format!("__PROXMOX_FORMAT_PXAR_PAYLOAD_{which}_MARKER__").as_bytes())
+        };
+        assert_eq!(marker("START"), PAYLOAD_START_MARKER);
+        assert_eq!(marker("TAIL"), PAYLOAD_TAIL_MARKER);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The pxar file archive, format version 1: source and reader.
+//! The pxar file archive, of one stream and of two: source and reader.
 //!
 //! Bytes: shared/spec/pxar.md. This crate uses keepwell-sdk only. `format`, `acl`, `encode` and
 //! `decode` are pure and tested natively; `source` and `reader` speak with the host.
@@ -44,6 +44,14 @@ impl Plugin for Pxar {
             switch("no-device-nodes", "Do not archive device nodes"),
             switch("no-fifos", "Do not archive fifos"),
             switch("no-sockets", "Do not archive sockets"),
+            OptionSpec {
+                default: Some("legacy".into()),
+                ..option(
+                    "change-detection-mode",
+                    OptionKind::Text,
+                    "legacy: one archive and a catalog; data: metadata and content apart",
+                )
+            },
         ];
         Info {
             name: "pxar".into(),
@@ -54,6 +62,7 @@ impl Plugin for Pxar {
                 extension: "pxar".into(),
                 origin: OriginKind::Directory,
                 noun: "directory".into(),
+                parts: vec!["ppxar".into(), "mpxar".into()],
             }],
         }
     }

@@ -45,10 +45,17 @@ impl Archive for PxarArchive {
     type Walk = PxarWalk;
 
     fn open(mut streams: Vec<Bytes>) -> Result<Self, Failure> {
-        match (streams.pop(), streams.len()) {
-            (Some(stream), 0) => Ok(Self(Rc::new(Decoder::new(stream)))),
-            _ => Err(Failure::Unsupported("split pxar archives come with a later version".into())),
-        }
+        let decoder = match (streams.pop(), streams.pop(), streams.len()) {
+            (Some(stream), None, 0) => Decoder::new(stream),
+            (Some(metadata), Some(payload), 0) => {
+                let bytes = payload
+                    .size()
+                    .ok_or(Failure::Unsupported("a split pxar archive in a pipe".into()))?;
+                Decoder::split(metadata, bytes)
+            }
+            _ => return Err(Failure::Invalid("a pxar archive has one stream or two".into())),
+        };
+        Ok(Self(Rc::new(decoder)))
     }
 
     fn root(&self) -> Result<Entry, Failure> {

@@ -38,6 +38,8 @@ struct Settings {
     no_sockets: bool,
     larger_than: Option<u64>,
     marks: Marks,
+    /// metadata and content in streams of their own
+    is_split: bool,
 }
 
 impl Settings {
@@ -49,6 +51,16 @@ impl Settings {
             let problem = format!("--exclude-if-present '{bad}': give a file name without '/'");
             return Err(Failure::Invalid(problem));
         }
+        let mode = values(options, "change-detection-mode").last().unwrap_or(b"legacy");
+        let is_split = match mode {
+            b"legacy" => false,
+            b"data" => true,
+            other => {
+                let other = String::from_utf8_lossy(other);
+                let problem = format!("--change-detection-mode '{other}': use legacy or data");
+                return Err(Failure::Invalid(problem));
+            }
+        };
         // Capabilities and ACLs are extended attributes, too: without those there are none.
         let xattrs = flag(options, "no-xattrs");
         Ok(Self {
@@ -62,6 +74,7 @@ impl Settings {
             no_fifos: flag(options, "no-fifos"),
             no_sockets: flag(options, "no-sockets"),
             larger_than: number(options, "exclude-larger-than"),
+            is_split,
             marks: Marks {
                 caches: flag(options, "exclude-caches"),
                 names: values(options, "exclude-if-present").map(<[u8]>::to_vec).collect(),
@@ -100,6 +113,7 @@ struct Frame {
 
 struct Walk {
     out: Emitter,
+    content: Content,
     frames: Vec<Frame>,
     excludes: Excludes,
     settings: Settings,
@@ -153,6 +167,36 @@ impl Emitter {
     }
 }
 
+/// Where the content of files goes.
+enum Content {
+    /// between the metadata, and names into the catalog
+    Within,
+    /// into a stream of its own, which is so long
+    Apart { stream: Stream, position: u64 },
+}
+
+impl Content {
+    /// Opens the stream for the content of a split archive.
+    fn apart() -> Result<Self, Failure> {
+        let stream = open_stream(".ppxar", Chunking::ContentDefined, None)?;
+        let mut marker = Vec::new();
+        encode::header(&mut marker, format::PAYLOAD_START_MARKER, 0);
+        stream.write(&marker)?;
+        Ok(Self::Apart { stream, position: HEADER_BYTES })
+    }
+
+    fn finish(&self) -> Result<(), Failure> {
+        let Self::Apart { stream, .. } = self else { return Ok(()) };
+        let mut marker = Vec::new();
+        encode::header(&mut marker, format::PAYLOAD_TAIL_MARKER, 0);
+        stream.write(&marker)
+    }
+
+    fn is_within(&self) -> bool {
+        matches!(self, Self::Within)
+    }
+}
+
 /// Makes the archive.
 pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
     let Origin::Directory(root) = origin else {
@@ -162,14 +206,26 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     if is_virtual(examined.identity.filesystem) {
         return Err(Failure::Unsupported("refusing to backup a virtual file system".into()));
     }
-    let suffix = format!(".{}", request.archive_extension);
+    let settings = Settings::new(&request.options)?;
+    let excludes = Excludes::from_options(&request.options)?;
+    let mut buffer = Vec::new();
+    let (suffix, content) = match settings.is_split {
+        false => (format!(".{}", request.archive_extension), Content::Within),
+        true => {
+            encode::prologue(&mut buffer, excludes.record());
+            (".mpxar".into(), Content::apart()?)
+        }
+    };
     let stream = open_stream(&suffix, Chunking::ContentDefined, None)?;
-    catalog_open();
+    if content.is_within() {
+        catalog_open();
+    }
     let mut walk = Walk {
-        out: Emitter { stream, position: 0, buffer: Vec::new() },
+        out: Emitter { stream, position: 0, buffer },
+        content,
         frames: Vec::new(),
-        excludes: Excludes::from_options(&request.options)?,
-        settings: Settings::new(&request.options)?,
+        excludes,
+        settings,
         borders: request.borders,
         root_device: examined.identity.device,
         entries_max: request.entries_max,
@@ -182,6 +238,7 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
         walk.step()?;
     }
     walk.out.flush()?;
+    walk.content.finish()?;
     Ok(Summary { entries: walk.entries_total })
 }
 
@@ -207,7 +264,8 @@ impl Walk {
     ) -> Result<(), Failure> {
         let is_root = self.frames.is_empty();
         self.accept_incomplete(&name, examined)?;
-        let entry_start = self.out.position();
+        // The root of a split archive begins with what says that it is one: spec §5, quirk B.
+        let entry_start = if is_root { 0 } else { self.out.position() };
         encode::entry(&mut self.out.buffer, &examined.metadata, self.settings.omit);
         let mut frame = Frame {
             name,
@@ -230,7 +288,7 @@ impl Walk {
             skipped(&self.path_of(&frame.name), Omission::Marked, &String::from_utf8_lossy(&mark));
             frame.only = Some(mark);
         }
-        if !is_root {
+        if !is_root && self.content.is_within() {
             catalog_enter(&frame.name);
         }
         let path = if is_root { Vec::new() } else { self.path_of(&frame.name) };
@@ -387,20 +445,44 @@ impl Walk {
         if !linked {
             encode::entry(&mut self.out.buffer, metadata, self.settings.omit);
         }
+        let mut apart = 0;
         match &opened.handle {
             Some(file) if metadata.kind == EntryKind::File && !linked => {
-                encode::header(&mut self.out.buffer, format::PAYLOAD, metadata.size);
-                // An empty one, too: the host looks whether it has grown.
-                self.out.splice(file, metadata.size)?;
+                apart = self.write_content(file, metadata.size)?;
             }
             _ => {}
         }
-        catalog_add(name, metadata.kind, linked, metadata.size, metadata.modified);
-        let row = GoodbyeRow { hash: format::name_hash(name), start, end: self.out.position() };
+        if self.content.is_within() {
+            catalog_add(name, metadata.kind, linked, metadata.size, metadata.modified);
+        }
+        // Content counts, wherever it lies: spec §5, quirk A.
+        let end = self.out.position() + apart;
+        let row = GoodbyeRow { hash: format::name_hash(name), start, end };
         if let Some(frame) = self.frames.last_mut() {
             frame.rows.push(row);
         }
         Ok(())
+    }
+
+    /// Writes a file's content, and says how much of it is in the other stream.
+    fn write_content(&mut self, file: &File, length: u64) -> Result<u64, Failure> {
+        // An empty one, too: the host looks whether it has grown.
+        match &mut self.content {
+            Content::Within => {
+                encode::header(&mut self.out.buffer, format::PAYLOAD, length);
+                self.out.splice(file, length)?;
+                Ok(0)
+            }
+            Content::Apart { stream, position } => {
+                encode::payload_ref(&mut self.out.buffer, *position, length);
+                let mut header = Vec::new();
+                encode::header(&mut header, format::PAYLOAD, length);
+                stream.write(&header)?;
+                stream.splice(file, 0, length)?;
+                *position += HEADER_BYTES + length;
+                Ok(length)
+            }
+        }
     }
 
     /// Writes a link to an inode met before; remembers one that may be met again.
@@ -439,7 +521,9 @@ impl Walk {
         self.excludes.truncate(frame.patterns);
         self.entries_open -= frame.entries;
         if let Some(parent) = self.frames.last_mut() {
-            catalog_leave();
+            if self.content.is_within() {
+                catalog_leave();
+            }
             let hash = format::name_hash(&frame.name);
             let end = self.out.position();
             parent.rows.push(GoodbyeRow { hash, start: frame.start, end });
@@ -449,7 +533,8 @@ impl Walk {
 
     fn write_exclude_record(&mut self) -> Result<(), Failure> {
         let text = self.excludes.record();
-        if text.is_empty() {
+        // A split archive has them in front.
+        if text.is_empty() || !self.content.is_within() {
             return Ok(());
         }
         let empty = empty_metadata(EntryKind::File);

@@ -9,7 +9,6 @@ use crate::plugins::Plugins;
 use crate::terminal::local_time;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
-use keepwell_engine::catalog::walk;
 use keepwell_model::catalog::{CatalogError, CatalogKind};
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
@@ -33,16 +32,16 @@ pub(crate) fn command(_plugins: &Plugins) -> Command {
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
-        Some(("dump", matches)) => dump(matches),
+        Some(("dump", matches)) => dump(plugins, matches),
         Some(("shell", matches)) => shell::run(plugins, matches),
         _ => bail!("use dump or shell"),
     }
 }
 
-fn dump(matches: &ArgMatches) -> Result<()> {
-    let Opened { reader, manifest, key } = Opened::of(matches, &snapshot_of(matches)?.to_string())?;
+fn dump(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let opened = Opened::of(matches, &snapshot_of(matches)?.to_string())?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let written = walk(&reader, &manifest, key.as_ref(), &mut |path, entry| {
+    let written = opened.walk_names(plugins, &mut |path, entry| {
         let path = [&b"./"[..], &path.join(&b'/')].concat();
         let shown = OsStr::from_bytes(&path);
         let letter = char::from(entry.kind.letter());
@@ -57,12 +56,12 @@ fn dump(matches: &ArgMatches) -> Result<()> {
         line.map_err(|error| CatalogError::Read(Box::new(error)))
     });
     if let Err(error) = written {
-        let cause = std::error::Error::source(&error).and_then(|e| e.source());
-        let io = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
-        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
+        // Whoever reads it has seen enough.
+        let mut io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+        if io.any(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
             return Ok(());
         }
-        return Err(error.into());
+        return Err(error);
     }
     Ok(out.flush()?)
 }

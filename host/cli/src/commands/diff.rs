@@ -1,6 +1,6 @@
 //! `diff`: what changed between two snapshots.
 
-use super::opened::{Opened, StoredArchive};
+use super::opened::{ArchiveFiles, Opened, StoredArchive};
 use super::restore::snapshot_or_group;
 use crate::args::{limits, namespace, option, output_options, repository};
 use crate::encryption::key_options;
@@ -8,7 +8,7 @@ use crate::output::{check_format, column, left, print};
 use crate::plugins::Plugins;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
-use keepwell_engine::archive::ChunkedArchive;
+use keepwell_engine::archive::{ChunkedArchive, RandomAccess};
 use keepwell_engine::diff::{Change, Difference, Side, diff};
 use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Reader, Rendering};
 use keepwell_engine::report::{Report, shown_path};
@@ -38,22 +38,29 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let text = |name: &str| matches.get_one::<String>(name).map_or("", String::as_str);
     let only = matches.get_one::<String>("archive");
     let [before, after] = Opened::all_of(matches, [text("before"), text("after")])?;
-    let names = |opened: &Opened| -> BTreeSet<ArchiveName> {
-        opened.manifest.files.iter().map(|file| file.name.clone()).collect()
-    };
-    let mut names: Vec<ArchiveName> = names(&before).union(&names(&after)).cloned().collect();
+    let types = plugins.types();
+    let all = |opened: &Opened| ArchiveFiles::all(&types, &opened.manifest);
+    let (ones, others) = (all(&before), all(&after));
+    let mut names: BTreeSet<&str> =
+        ones.iter().chain(&others).map(|archive| archive.name.as_str()).collect();
     // What is derived from the others.
-    names.retain(|name| *name != ArchiveName::catalog() && *name != ArchiveName::wrapped_key());
+    for derived in [ArchiveName::catalog(), ArchiveName::wrapped_key()] {
+        names.remove(derived.user_name());
+    }
     if let Some(only) = only {
-        let wanted = ArchiveName::from_user(only)?;
-        names.retain(|name| *name == wanted);
+        let found =
+            [&before, &after].map(|opened| ArchiveFiles::find(&types, &opened.manifest, only));
+        let wanted: Vec<String> = found.into_iter().flatten().map(|archive| archive.name).collect();
+        names.retain(|name| wanted.iter().any(|wanted| wanted == name));
         if names.is_empty() {
             bail!("neither snapshot has an archive '{only}'");
         }
     }
     let mut items = Vec::new();
     for name in names {
-        compare(plugins, &before, &after, &name, &mut items)?;
+        let of = |archives: &[ArchiveFiles]| archives.iter().find(|a| a.name == name).cloned();
+        let sides = [(&before, of(&ones)), (&after, of(&others))];
+        compare(plugins, sides, name, &mut items)?;
     }
     let unreadable = items.iter().filter(|item| item.contains_key("problem")).count();
     print(plugins, matches, &document(items))?;
@@ -67,28 +74,31 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 /// Adds what differs in one archive.
 fn compare(
     plugins: &Plugins,
-    before: &Opened,
-    after: &Opened,
-    name: &ArchiveName,
+    [before, after]: [(&Opened, Option<ArchiveFiles>); 2],
+    archive: &str,
     items: &mut Vec<Map<String, Value>>,
 ) -> Result<()> {
-    let archive = name.user_name();
-    let open = |opened: &Opened| -> Result<Option<(u64, StoredArchive)>> {
-        let Some(file) = opened.manifest.file(name) else { return Ok(None) };
-        let stored = StoredArchive::open(&opened.reader, file, opened.key.as_ref())?;
-        Ok(Some((stored.size(), stored)))
+    let open = |(opened, files): &(&Opened, Option<ArchiveFiles>)| {
+        let Some(files) = files else { return Ok(None) };
+        let stored = StoredArchive::open(&opened.reader, files, opened.key.as_ref())?;
+        anyhow::Ok(Some((stored.size(), stored)))
     };
-    let file_of =
-        |opened: &Opened| opened.manifest.file(name).map(|file| (file.checksum, file.size));
-    if file_of(before) == file_of(after) {
+    let sums = |files: &ArchiveFiles| -> Vec<_> {
+        files.files.iter().map(|file| (file.checksum, file.size)).collect()
+    };
+    if before.1.as_ref().map(sums) == after.1.as_ref().map(sums) {
         return Ok(());
     }
+    let files = before.1.as_ref().or(after.1.as_ref());
+    let Some((extension, kind)) = files.map(|files| (files.extension.clone(), files.kind())) else {
+        return Ok(());
+    };
     let mut tell_whole = |change: &str, what: &[&str], sizes: [Option<u64>; 2]| {
         let mut item = item(archive, "", change, what);
         put_sizes(&mut item, sizes);
         items.push(item);
     };
-    let ((size, one), (other_size, other)) = match (open(before)?, open(after)?) {
+    let ((size, one), (other_size, other)) = match (open(&before)?, open(&after)?) {
         (Some(one), Some(other)) => (one, other),
         (one, other) => {
             let change = if one.is_some() { "removed" } else { "added" };
@@ -96,9 +106,9 @@ fn compare(
             return Ok(());
         }
     };
-    let loaded = plugins.reader_for(name.archive_extension());
+    let loaded = plugins.reader_for(&extension);
     let (Some(loaded), StoredArchive::Chunked(left), StoredArchive::Chunked(right)) =
-        (loaded.filter(|_| name.kind() == ArchiveKind::Dynamic), &one, &other)
+        (loaded.filter(|_| kind == ArchiveKind::Dynamic), &one, &other)
     else {
         // Something without entries.
         match one.has_same_bytes(&other) {
@@ -126,8 +136,9 @@ fn compare(
     Ok(diff(&mut left, &mut right, &mut tell)?)
 }
 
-fn open_side(reader: &mut dyn Reader, stored: Arc<ChunkedArchive>) -> Result<Side> {
-    let archive = reader.open(vec![stored.clone()]).map_err(EngineError::from)?;
+fn open_side(reader: &mut dyn Reader, stored: Vec<Arc<ChunkedArchive>>) -> Result<Side> {
+    let streams = stored.iter().map(|stream| stream.clone() as Arc<dyn RandomAccess>).collect();
+    let archive = reader.open(streams).map_err(EngineError::from)?;
     Ok(Side { archive, stored })
 }
 

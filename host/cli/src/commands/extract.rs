@@ -58,8 +58,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let paths: Vec<EntryPath> = given.map(|path| names(path.as_bytes())).collect::<Result<_>>()?;
     let Some(target) = matches.get_one::<PathBuf>("to") else { bail!("missing argument: --to") };
     let opened = Opened::of(matches, &text("snapshot"))?;
-    let (name, stored) = opened.archive(&text("archive-name"))?;
-    let extension = name.archive_extension();
+    let (name, stored) = opened.archive(plugins, &text("archive-name"))?;
+    let extension = &name.extension;
     let loaded = plugins
         .reader_for(extension)
         .ok_or_else(|| anyhow!("there is no plugin that reads '{extension}' archives"))?;

@@ -11,7 +11,6 @@ use crate::repository::Repository;
 use crate::terminal::{CTIME, local_time, node_name};
 use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use keepwell_engine::catalog::walk;
 use keepwell_engine::pattern::{PatternList, Verdict};
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
 use keepwell_engine::report::shown_path;
@@ -93,16 +92,23 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     if items.is_empty() {
         bail!("there is no backup of {group}: `keepwell list` shows what there is");
     }
-    let is_wanted = |name: &str| archive.is_some_and(|wanted| user_name(name) == user_name(wanted));
+    let types = plugins.types();
+    let whole = |name: &str| types.name_of_whole(&user_name(name));
+    let is_wanted = |name: &str| archive.is_some_and(|wanted| whole(name) == whole(wanted));
     if let Some(wanted) = archive
         && !items.iter().flat_map(|item| &item.files).any(|file| is_wanted(&file.filename))
     {
         bail!("no snapshot of {group} has an archive '{wanted}'");
     }
     items.sort_by_key(|item| item.backup_time);
+    let is_part = |file: &str| {
+        let name = user_name(file);
+        name.rsplit_once('.').is_some_and(|(_, part)| types.kept_in_parts(part).is_some())
+    };
     items.retain(|item| {
         let has = |name: &ArchiveName| item.files.iter().any(|file| file.filename == name.as_str());
-        has(&catalog) && has(&ArchiveName::manifest())
+        let is_listed = has(&catalog) || item.files.iter().any(|file| is_part(&file.filename));
+        is_listed && has(&ArchiveName::manifest())
     });
     if items.is_empty() {
         bail!("no snapshot of {group} has a catalog: they hold no file archives");
@@ -113,7 +119,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         let snapshot = item.snapshot()?;
         let reader = store.sessions().open(&namespace, &snapshot).map_err(Into::into);
         let opened = reader.and_then(|reader| Opened::new(reader, &parameters, key.clone()));
-        let searched = opened.and_then(|opened| search.search(&opened, before.as_ref()));
+        let searched = opened.and_then(|opened| search.search(plugins, &opened, before.as_ref()));
         match searched {
             Ok(()) => before = Some(snapshot),
             // The others may be sound, or have another key.
@@ -134,13 +140,18 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
 }
 
 impl Search {
-    fn search(&mut self, opened: &Opened, before: Option<&SnapshotId>) -> Result<()> {
-        let Opened { reader, manifest, key } = opened;
+    fn search(
+        &mut self,
+        plugins: &Plugins,
+        opened: &Opened,
+        before: Option<&SnapshotId>,
+    ) -> Result<()> {
+        let (reader, types) = (&opened.reader, plugins.types());
         let mut new = Vec::new();
-        walk(reader, manifest, key.as_ref(), &mut |path, entry| {
+        opened.walk_names(plugins, &mut |path, entry| {
             let Some((archive, path)) = path.split_first() else { return Ok(()) };
-            let archive = user_name(&String::from_utf8_lossy(archive));
-            let is_other = |wanted: &String| user_name(wanted) != archive;
+            let archive = types.name_of_whole(&user_name(&String::from_utf8_lossy(archive)));
+            let is_other = |wanted: &String| types.name_of_whole(&user_name(wanted)) != archive;
             if path.is_empty() || self.archive.as_ref().is_some_and(is_other) {
                 return Ok(());
             }

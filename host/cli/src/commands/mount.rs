@@ -4,7 +4,7 @@ mod all;
 mod background;
 pub(crate) mod map;
 
-use super::opened::{Opened, StoredArchive};
+use super::opened::{ArchiveFiles, Opened, StoredArchive};
 use super::restore::snapshot_or_group;
 use crate::args::{flag, is_set, limits, namespace, patience, repository};
 use crate::encryption::key_options;
@@ -12,13 +12,14 @@ use crate::plugins::Plugins;
 use crate::repository::Repository;
 use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
+use keepwell_engine::archive::ChunkedArchive;
 use keepwell_engine::catalog::Catalog;
+use keepwell_engine::plugin::Archive;
 use keepwell_engine::report::Report;
-use keepwell_engine::snapshot::find;
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
 use keepwell_mount::{Child, Directory, Links, Log, Mounted, OpenArchive, Opener, Problem, Root};
-use keepwell_mount::{Unmounter, further_names};
+use keepwell_mount::{Unmounter, further_names, links_of};
 use keepwell_wasm::Plugin;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -29,6 +30,8 @@ use std::time::Duration;
 
 /// Further names of files that are counted. Where there are more, each file says that it may have some.
 const NAMES_COUNTED: usize = 20_000;
+/// Entries of metadata that lies apart, walked to count names.
+const ENTRIES_WALKED: u64 = 2_000_000;
 /// How long a file system that was unmounted may be held by who uses it.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -117,18 +120,18 @@ fn mounted(root: Root, target: &Path, source: &str, log: Log) -> Result<Mounted>
 
 /// The root of an archive; where that is a file, a directory with it.
 fn root_of(plugins: &Plugins, opened: Opened, given: &str) -> Result<Root> {
-    let name = super::opened::file_of(&opened.manifest, given)?.name.clone();
-    let (plugin, is_directory) = reader_of(plugins, &name)?;
-    let opener = opener(plugin, Arc::new(opened), name.clone())?;
+    let files = ArchiveFiles::find(&plugins.types(), &opened.manifest, given)?;
+    let (plugin, is_directory) = reader_of(plugins, &files.extension)?;
+    let name = files.name.clone();
+    let opener = opener(plugin, Arc::new(opened), files)?;
     Ok(match is_directory {
         true => Root::Archive(opener),
         false => Root::Directory(Arc::new(OneFile { name, opener: Arc::new(opener) })),
     })
 }
 
-/// The plugin that reads an archive, and whether that is a directory.
-fn reader_of(plugins: &Plugins, name: &ArchiveName) -> Result<(Plugin, bool)> {
-    let extension = name.archive_extension();
+/// The plugin that reads archives of an extension, and whether those are directories.
+fn reader_of(plugins: &Plugins, extension: &str) -> Result<(Plugin, bool)> {
     let loaded = plugins
         .reader_for(extension)
         .ok_or_else(|| anyhow!("there is no plugin that reads '{extension}' archives"))?;
@@ -136,13 +139,13 @@ fn reader_of(plugins: &Plugins, name: &ArchiveName) -> Result<(Plugin, bool)> {
 }
 
 /// Opens the archive now, to find out whether that can be done, and again whenever it was closed.
-fn opener(plugin: Plugin, opened: Arc<Opened>, name: ArchiveName) -> Result<Opener> {
-    let first = Mutex::new(Some(open_archive(&plugin, &opened, &name)?));
+fn opener(plugin: Plugin, opened: Arc<Opened>, files: ArchiveFiles) -> Result<Opener> {
+    let first = Mutex::new(Some(open_archive(&plugin, &opened, &files)?));
     Ok(Box::new(move || {
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(open) => Ok(open),
-            None => open_archive(&plugin, &opened, &name).map_err(|error| problem(&error)),
+            None => open_archive(&plugin, &opened, &files).map_err(|error| problem(&error)),
         }
     }))
 }
@@ -157,22 +160,19 @@ fn problem(error: &anyhow::Error) -> Problem {
     }
 }
 
-fn open_archive(plugin: &Plugin, opened: &Opened, name: &ArchiveName) -> Result<OpenArchive> {
-    let file = find(&opened.manifest, name)?;
-    let stored = StoredArchive::open(&opened.reader, file, opened.key.as_ref())?;
-    if let StoredArchive::Chunked(archive) = &stored {
-        archive.read_ahead();
+fn open_archive(plugin: &Plugin, opened: &Opened, files: &ArchiveFiles) -> Result<OpenArchive> {
+    let stored = StoredArchive::open(&opened.reader, files, opened.key.as_ref())?;
+    if let StoredArchive::Chunked(streams) = &stored {
+        streams.iter().for_each(ChunkedArchive::read_ahead);
     }
     let (report, notices) = Report::new();
     drop(notices);
     let mut reader = plugin.reader(report, Cancel::default())?;
     let mut archive = reader.open(stored.streams()).map_err(EngineError::from)?;
-    let catalog = Catalog::open(&opened.reader, &opened.manifest, opened.key.as_ref());
-    let paths = catalog.and_then(|catalog| catalog.hard_links(name, NAMES_COUNTED));
-    let names = paths.and_then(|paths| match paths {
-        Some(paths) => further_names(&mut *archive, paths.into_iter()).map(Some),
-        None => Ok(None),
-    });
+    let names = match &files.files[..] {
+        [file] => names_by_catalog(opened, &file.name, &mut *archive),
+        _ => links_of(&mut *archive, ENTRIES_WALKED),
+    };
     let links = match names {
         Ok(Some(names)) => Links::Known(names),
         // An archive that is one file has no catalog, and needs none.
@@ -182,9 +182,23 @@ fn open_archive(plugin: &Plugin, opened: &Opened, name: &ArchiveName) -> Result<
     Ok(OpenArchive::new(archive, reader, stored.source(), links))
 }
 
+type Names = Option<HashMap<u64, u32>>;
+
+fn names_by_catalog(
+    opened: &Opened,
+    name: &ArchiveName,
+    archive: &mut dyn Archive,
+) -> Result<Names, EngineError> {
+    let catalog = Catalog::open(&opened.reader, &opened.manifest, opened.key.as_ref())?;
+    match catalog.hard_links(name, NAMES_COUNTED)? {
+        Some(paths) => further_names(archive, paths.into_iter()).map(Some),
+        None => Ok(None),
+    }
+}
+
 /// A directory that shows an archive as a file.
 struct OneFile {
-    name: ArchiveName,
+    name: String,
     opener: Arc<Opener>,
 }
 
@@ -192,7 +206,7 @@ impl Directory for OneFile {
     fn list(&self) -> Result<Vec<(Vec<u8>, Child)>, Problem> {
         let opener = self.opener.clone();
         let child = Child::Archive(Box::new(move || opener()), false);
-        Ok(vec![(self.name.user_name().as_bytes().to_vec(), child)])
+        Ok(vec![(self.name.as_bytes().to_vec(), child)])
     }
 }
 

@@ -1,7 +1,7 @@
 //! `restore`.
 
 use super::cancel_on_signal;
-use super::opened::{StoredArchive, Streams, file_of, find_snapshot};
+use super::opened::{ArchiveFiles, StoredArchive, Streams, find_snapshot};
 use crate::args::{
     flag, is_set, limits, namespace, namespace_of, option, output_format, repository,
 };
@@ -21,6 +21,7 @@ use keepwell_engine::report::{Report, shown_path};
 use keepwell_engine::restore::{ContentSource, Restore, RestoreRequest, RestoreSummary, chain};
 use keepwell_engine::snapshot::UnverifiedManifest;
 use keepwell_engine::{Cancel, Counters, EngineError};
+use keepwell_model::manifest::ManifestFile;
 use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, Manifest};
 use keepwell_seal::EncryptionKey;
@@ -181,9 +182,9 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             false => write_new_file(target, &log),
         };
     }
-    let file = file_of(&manifest, &given)?;
-    let name = file.name.clone();
-    let content = StoredArchive::open(&reader, file, key.as_ref())?;
+    let archive = ArchiveFiles::find(&plugins.types(), &manifest, &given)?;
+    let content = StoredArchive::open(&reader, &archive, key.as_ref())?;
+    let ArchiveFiles { name, extension, .. } = &archive;
     if target == Path::new("-") {
         if !patterns.is_empty() || is_set(matches, "keep-going") {
             bail!("--pattern and --keep-going can't be used with the target '-'");
@@ -197,7 +198,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         keep_going: is_set(matches, "keep-going"),
         ..RestoreRequest::default()
     };
-    match plugins.reader_for(name.archive_extension()) {
+    match plugins.reader_for(extension) {
         Some(loaded) => {
             let selects = !request.patterns.is_empty();
             let began = Instant::now();
@@ -207,7 +208,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 && !selects
                 && matches!(error.downcast_ref(), Some(EngineError::Incomplete(_)))
             {
-                name_lost(&reader, &manifest, key.as_ref(), &name, target);
+                name_lost(&reader, &manifest, key.as_ref(), &archive, target);
             }
             let summary = extracted?;
             if selects && summary.entries == 0 {
@@ -215,7 +216,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                     "nothing in {name} matches --pattern - `keepwell catalog dump` shows what there is"
                 );
             }
-            if name.kind() == ArchiveKind::Fixed {
+            if archive.kind() == ArchiveKind::Fixed {
                 tell_image(summary.bytes, began.elapsed().as_secs_f64());
             }
             Ok(())
@@ -223,8 +224,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         None => match &content {
             StoredArchive::Blob(bytes) => write_new_file(target, bytes),
             StoredArchive::Chunked(_) => bail!(
-                "there is no plugin that reads '{}' archives: restore it to '-' to get its bytes",
-                name.archive_extension()
+                "there is no plugin that reads '{extension}' archives: restore it to '-' to get its bytes"
             ),
         },
     }
@@ -263,9 +263,11 @@ fn name_lost(
     reader: &Arc<dyn SnapshotReader>,
     manifest: &Manifest,
     key: Option<&Arc<EncryptionKey>>,
-    name: &ArchiveName,
+    archive: &ArchiveFiles,
     target: &Path,
 ) {
+    // Only archives of one file are in a catalog.
+    let [ManifestFile { name, .. }] = &archive.files[..] else { return };
     let (mut lost, mut told) = (0u64, Vec::<u8>::new());
     let walked = walk(reader, manifest, key, &mut |path, _| {
         let Some((archive, path)) = path.split_first() else { return Ok(()) };

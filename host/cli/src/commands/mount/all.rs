@@ -2,12 +2,12 @@
 
 use super::{open_archive, problem, reader_of};
 use crate::args::namespace_of;
-use crate::commands::opened::Opened;
+use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::encryption::CryptParameters;
-use crate::plugins::Plugins;
+use crate::plugins::{Plugins, Types};
 use crate::repository::Repository;
 use crate::store::Store;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::ArgMatches;
 use keepwell_model::names::BackupType;
 use keepwell_model::{ArchiveName, GroupId, Namespace, SnapshotId};
@@ -25,6 +25,7 @@ struct Backups {
     key: Option<Arc<EncryptionKey>>,
     /// by the extension of archives, with whether those are directories
     readers: HashMap<String, (Plugin, bool)>,
+    types: Types,
 }
 
 /// Everything below the namespace that was given.
@@ -33,14 +34,13 @@ pub(super) fn root(plugins: &Plugins, matches: &ArgMatches) -> Result<Root> {
     let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     let key = parameters.unlock()?;
     let readers = plugins.iter().flat_map(|loaded| &loaded.info.archive_types).filter_map(|kind| {
-        let name = format!("x.{}.didx", kind.extension).parse().ok()?;
-        Some((kind.extension.clone(), reader_of(plugins, &name).ok()?))
+        Some((kind.extension.clone(), reader_of(plugins, &kind.extension).ok()?))
     });
-    let readers = readers.collect();
+    let (readers, types) = (readers.collect(), plugins.types());
     let namespace = namespace_of(matches);
     // Whether it can be read is found out now.
     store.groups(&namespace)?;
-    let backups = Arc::new(Backups { store, parameters, key, readers });
+    let backups = Arc::new(Backups { store, parameters, key, readers, types });
     Ok(Root::Directory(Arc::new(InNamespace { backups, namespace })))
 }
 
@@ -158,15 +158,22 @@ impl Directory for OfSnapshot {
         ];
         let names = self.files.iter().filter_map(|file| file.parse::<ArchiveName>().ok());
         let names = names.filter(|name| !hidden.contains(name));
-        let archives = names.filter_map(|name| {
-            let (plugin, is_directory) =
-                self.backups.readers.get(name.archive_extension())?.clone();
+        // Names of users, with the extension: archives that are kept in parts have one.
+        let names: BTreeSet<(String, String)> = names
+            .filter_map(|name| {
+                let (label, extension) = name.user_name().rsplit_once('.')?;
+                let whole = self.backups.types.kept_in_parts(extension);
+                let extension = whole.map_or(extension, |whole| &whole.extension);
+                Some((format!("{label}.{extension}"), extension.to_owned()))
+            })
+            .collect();
+        let archives = names.into_iter().filter_map(|(name, extension)| {
+            let (plugin, is_directory) = self.backups.readers.get(&extension)?.clone();
             let (backups, namespace) = (self.backups.clone(), self.namespace.clone());
-            let shown = name.user_name().as_bytes().to_vec();
-            let snapshot = self.snapshot.clone();
+            let (shown, snapshot) = (name.clone().into_bytes(), self.snapshot.clone());
             let opener = Box::new(move || {
                 let opened = backups.open(&plugin, &namespace, &snapshot, &name);
-                opened.map_err(at(format!("{snapshot}: {}", name.user_name())))
+                opened.map_err(at(format!("{snapshot}: {name}")))
             });
             Some((shown, Child::Archive(opener, is_directory)))
         });
@@ -184,13 +191,11 @@ impl Backups {
         plugin: &Plugin,
         namespace: &Namespace,
         snapshot: &SnapshotId,
-        name: &ArchiveName,
+        name: &str,
     ) -> Result<OpenArchive> {
         let reader = self.store.sessions().open(namespace, snapshot)?;
         let opened = Opened::new(reader, &self.parameters, self.key.clone())?;
-        if opened.manifest.file(name).is_none() {
-            return Err(anyhow!("no manifest lists it"));
-        }
-        open_archive(plugin, &opened, name)
+        let files = ArchiveFiles::find(&self.types, &opened.manifest, name)?;
+        open_archive(plugin, &opened, &files)
     }
 }

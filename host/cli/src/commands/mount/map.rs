@@ -3,7 +3,7 @@
 
 use super::{background, end_on_signal, log, mounted, opener, reader_of};
 use crate::args::{flag, is_set, limits, namespace, patience, repository};
-use crate::commands::opened::{Opened, file_of};
+use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::commands::restore::snapshot_or_group;
 use crate::encryption::key_options;
 use crate::output::write_out;
@@ -156,9 +156,9 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     let repository = Repository::find(matches.get_one("repository"))?;
     let opened = Opened::of(matches, snapshot)?;
-    let name = file_of(&opened.manifest, archive)?.name.clone();
-    let (plugin, _) = reader_of(plugins, &name)?;
-    let opener = opener(plugin, Arc::new(opened), name)?;
+    let files = ArchiveFiles::find(&plugins.types(), &opened.manifest, archive)?;
+    let (plugin, _) = reader_of(plugins, &files.extension)?;
+    let opener = opener(plugin, Arc::new(opened), files)?;
 
     let name = format!("{repository}:{snapshot}/{archive}");
     let mapping = Mapping::named(&name);

@@ -2,12 +2,12 @@
 //! needed. Where a snapshot has no catalog of the archive, or a damaged one, the names come from
 //! the archive.
 
-use crate::commands::opened::{Opened, StoredArchive};
+use crate::commands::opened::{ArchiveFiles, Opened, StoredArchive};
 use crate::plugins::{Loaded, Plugins};
 use anyhow::{Result, anyhow, bail};
 use keepwell_engine::browse::{self, EntryPath};
-use keepwell_engine::catalog::Catalog;
-use keepwell_engine::plugin::{Archive, Content, Entry, EntryKind, Node, Reader};
+use keepwell_engine::catalog::{Catalog, kind_of};
+use keepwell_engine::plugin::{Archive, Entry, EntryKind, Node, Reader};
 use keepwell_engine::report::{Report, shown_path};
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
@@ -46,7 +46,7 @@ struct OpenArchive {
 pub(super) struct Browser<'a> {
     loaded: &'a Loaded,
     opened: Opened,
-    name: ArchiveName,
+    files: ArchiveFiles,
     names: Names,
     archive: Option<OpenArchive>,
     cancel: Cancel,
@@ -74,17 +74,21 @@ impl<'a> Browser<'a> {
         given: &str,
         cancel: Cancel,
     ) -> Result<Self> {
-        let name = crate::commands::opened::file_of(&opened.manifest, given)?.name.clone();
-        let extension = name.archive_extension();
+        let files = ArchiveFiles::find(&plugins.types(), &opened.manifest, given)?;
+        let extension = &files.extension;
         let loaded = plugins
             .reader_for(extension)
             .ok_or_else(|| anyhow!("there is no plugin that reads '{extension}' archives"))?;
-        let names = catalog_of(&opened, &name).unwrap_or_else(|error| {
-            tracing::info!("The names come from the archive itself: {error:#}");
-            Names::Archive
-        });
+        let names = match &files.files[..] {
+            [file] => catalog_of(&opened, &file.name).unwrap_or_else(|error| {
+                tracing::info!("The names come from the archive itself: {error:#}");
+                Names::Archive
+            }),
+            // Metadata that lies apart is as good as a catalog.
+            _ => Names::Archive,
+        };
         let cwd = Vec::new();
-        let mut browser = Self { loaded, opened, name, names, archive: None, cancel, cwd };
+        let mut browser = Self { loaded, opened, files, names, archive: None, cancel, cwd };
         if matches!(browser.names, Names::Archive)
             && browser.archive()?.root()?.metadata.kind != EntryKind::Directory
         {
@@ -99,9 +103,7 @@ impl<'a> Browser<'a> {
 
     /// As the store has it.
     pub(super) fn stored(&self) -> Result<StoredArchive> {
-        let Opened { reader, manifest, key } = &self.opened;
-        let file = keepwell_engine::snapshot::find(manifest, &self.name)?;
-        StoredArchive::open(reader, file, key.as_ref())
+        StoredArchive::open(&self.opened.reader, &self.files, self.opened.key.as_ref())
     }
 
     /// The archive itself, opened when it is first needed.
@@ -296,16 +298,7 @@ fn of_catalog(entry: keepwell_model::catalog::CatalogEntry) -> Named {
 }
 
 fn of_entry(entry: Entry) -> Named {
-    let kind = match (&entry.content, entry.metadata.kind) {
-        (Content::HardLink { .. }, _) => CatalogKind::HardLink,
-        (_, EntryKind::Directory) => CatalogKind::Directory { block: 0 },
-        (_, EntryKind::File) => CatalogKind::File { size: 0, modified: 0 },
-        (_, EntryKind::Symlink) => CatalogKind::Symlink,
-        (_, EntryKind::BlockDevice) => CatalogKind::BlockDevice,
-        (_, EntryKind::CharacterDevice) => CatalogKind::CharacterDevice,
-        (_, EntryKind::Fifo) => CatalogKind::Fifo,
-        (_, EntryKind::Socket) => CatalogKind::Socket,
-    };
+    let kind = kind_of(&entry);
     let directory = (entry.metadata.kind == EntryKind::Directory).then_some(entry.node);
     Named { name: entry.name, letter: kind.letter(), directory }
 }
