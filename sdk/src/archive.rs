@@ -7,8 +7,8 @@ use bindings::exports::keepwell::archive::reader as exported;
 pub use bindings::exports::keepwell::archive::reader::{Content, Damage, Entry, Event, Link, Node};
 pub use bindings::exports::keepwell::archive::source::{Borders, Origin, Request, Summary};
 pub use bindings::keepwell::archive::archive_sink::{
-    Chunking, Extent, Omission, Stream, catalog_add, catalog_enter, catalog_leave, catalog_open,
-    open_stream, skipped,
+    Chunking, Extent, Omission, Reused, Stream, catalog_add, catalog_enter, catalog_leave,
+    catalog_open, open_stream, skipped,
 };
 pub use bindings::keepwell::archive::filesystem::{
     Directory, Examined, File, Identity, Listed, Opened,

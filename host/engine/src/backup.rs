@@ -5,6 +5,7 @@ use crate::pipeline::{ChunkStream, Consumer, Cutter, WorkerQueue, Workers, feed}
 use crate::plugin::{Failure, Origin, Source, SourceRequest};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Report, Skipped};
+use crate::reuse::Reusable;
 use crate::sink::{Chunking, Destination, Piece, Sink};
 use crate::snapshot::{UnverifiedManifest, read_index};
 use crossbeam_channel::Receiver;
@@ -52,6 +53,9 @@ pub struct ArchiveSummary {
     pub stored_bytes: u64,
     pub chunks: u64,
     pub new_chunks: u64,
+    /// of the previous archive, not read
+    pub reused_bytes: u64,
+    pub reused_chunks: u64,
 }
 
 /// What became of the backup.
@@ -140,6 +144,20 @@ impl Backup {
         self.previous_problem.as_ref()
     }
 
+    /// The files of the previous archive that these parts made, in their order; none where one of them is
+    /// missing, or the key is another.
+    pub fn previous_files(&self, label: &ArchiveLabel, parts: &[String]) -> Vec<ManifestFile> {
+        let Some(previous) = &self.previous else { return Vec::new() };
+        let encrypted = |mode| mode == CryptMode::Encrypt;
+        let files = parts.iter().map(|part| {
+            let name = ArchiveName::new(label, &format!(".{part}"), ArchiveKind::Dynamic).ok()?;
+            let file = previous.manifest.file(&name)?;
+            let is_alike = encrypted(file.crypt_mode) == encrypted(self.target.protection.mode());
+            is_alike.then(|| file.clone())
+        });
+        files.collect::<Option<_>>().unwrap_or_default()
+    }
+
     /// Runs one source and waits until its archive is stored.
     pub fn add_archive(
         &mut self,
@@ -177,7 +195,7 @@ impl Backup {
         let mut names = Vec::new();
         let mut failed = None;
         for stream in streams {
-            let OpenStream { name, thread } = stream;
+            let OpenStream { name, thread, .. } = stream;
             match thread.join().map_err(|_| EngineError::Worker)? {
                 Ok(summary) => {
                     self.list(&name, summary);
@@ -280,6 +298,8 @@ struct Totals {
     stored_bytes: u64,
     chunks: u64,
     new_chunks: u64,
+    reused_bytes: u64,
+    reused_chunks: u64,
 }
 
 impl Totals {
@@ -290,6 +310,8 @@ impl Totals {
             stored_bytes: Counters::get(&counters.stored_bytes),
             chunks: Counters::get(&counters.chunks),
             new_chunks: Counters::get(&counters.new_chunks),
+            reused_bytes: Counters::get(&counters.reused_bytes),
+            reused_chunks: Counters::get(&counters.reused_chunks),
         }
     }
 
@@ -302,12 +324,15 @@ impl Totals {
             stored_bytes: self.stored_bytes - before.stored_bytes,
             chunks: self.chunks - before.chunks,
             new_chunks: self.new_chunks - before.new_chunks,
+            reused_bytes: self.reused_bytes - before.reused_bytes,
+            reused_chunks: self.reused_chunks - before.reused_chunks,
         }
     }
 }
 
 struct OpenStream {
     name: ArchiveName,
+    reusable: Option<Arc<Reusable>>,
     thread: JoinHandle<Result<FileSummary>>,
 }
 
@@ -356,10 +381,11 @@ impl SnapshotDestination {
         chunking: Chunking,
         size: Option<u64>,
         pieces: Receiver<Piece>,
-    ) -> Result<JoinHandle<Result<FileSummary>>> {
+    ) -> Result<(JoinHandle<Result<FileSummary>>, Option<Arc<Reusable>>)> {
         let (report, cancel) = (self.report.clone(), self.cancel.clone());
         let counters = self.counters.clone();
         let builder = thread::Builder::new().name("reader".into());
+        let mut reusable = None;
         let stream = match chunking {
             Chunking::SingleBlob => {
                 let (session, name) = (self.session.clone(), name.clone());
@@ -369,14 +395,17 @@ impl SnapshotDestination {
                     feed(&pieces, &mut blob, &report, &cancel, &counters)?;
                     blob.store(&*session, &counters)
                 };
-                return builder.spawn(write).map_err(crate::error::io_error("start", "a thread"));
+                let started = builder.spawn(write);
+                return Ok((started.map_err(crate::error::io_error("start", "a thread"))?, None));
             }
             Chunking::ContentDefined => {
                 let average = self.chunk_bytes.unwrap_or(Chunker::ARCHIVE_AVERAGE);
                 let cutter = Cutter::Content(Chunker::new(average)?);
                 // A server lends the previous chunks to who has read their index.
-                let previous = self.previous_index(name);
+                let previous = self.previous_index(name).map(Arc::new);
                 let index = self.session.create_index(name, IndexLayout::Dynamic)?;
+                let chunks = index.chunks();
+                reusable = previous.clone().map(|index| Arc::new(Reusable { index, chunks }));
                 ChunkStream::start(cutter, &self.jobs, index, previous, &counters)?
             }
             Chunking::Fixed(chunk_bytes) => {
@@ -403,11 +432,17 @@ impl SnapshotDestination {
                 Err(error) => Err(stream.fail(error)),
             }
         };
-        builder.spawn(run).map_err(crate::error::io_error("start", "a thread"))
+        let started = builder.spawn(run).map_err(crate::error::io_error("start", "a thread"))?;
+        Ok((started, reusable))
     }
 }
 
 impl Destination for SnapshotDestination {
+    fn reusable(&self, stream: u32) -> Option<Arc<Reusable>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(stream as usize)?.reusable.clone()
+    }
+
     fn open_stream(
         &mut self,
         suffix: &str,
@@ -422,12 +457,13 @@ impl Destination for SnapshotDestination {
         };
         let name = ArchiveName::new(&self.label, suffix, kind);
         let name = name.map_err(|problem| Failure::Invalid(problem.to_string()))?;
-        let thread = self.start_stream(&name, chunking, size, pieces).map_err(failure)?;
+        let (thread, reusable) =
+            self.start_stream(&name, chunking, size, pieces).map_err(failure)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // About as long as last time.
         let before = self.previous.as_ref().and_then(|previous| previous.manifest.file(&name));
         let guess = before.map(|file| file.size);
-        open.push(OpenStream { name, thread });
+        open.push(OpenStream { name, reusable, thread });
         Ok(guess)
     }
 

@@ -23,6 +23,7 @@ pub mod progress;
 pub mod prune;
 pub mod report;
 pub mod restore;
+pub mod reuse;
 pub mod sink;
 pub mod snapshot;
 pub mod stream;

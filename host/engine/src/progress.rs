@@ -13,6 +13,9 @@ pub struct Counters {
     pub new_bytes: AtomicU64,
     pub stored_bytes: AtomicU64,
     pub entries: AtomicU64,
+    /// bytes of the previous archive that were not read, and the chunks taken for them
+    pub reused_bytes: AtomicU64,
+    pub reused_chunks: AtomicU64,
     pub chunks: AtomicU64,
     pub new_chunks: AtomicU64,
     /// bytes expected in all; 0 where not known

@@ -4,7 +4,9 @@ use crate::input::InputFile;
 use crate::plugin::{EntryKind, Extent, Failure, Timestamp};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Notice, Omission, Report};
+use crate::reuse::{Reusable, Reuse, Tail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use keepwell_model::StoredChunk;
 use keepwell_model::catalog::CatalogKind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,8 @@ pub(crate) enum Piece {
         offset: u64,
         length: u64,
     },
+    /// chunks that are stored already
+    Known(Vec<StoredChunk>),
     /// a source of unknown size; the answer is its length
     ToEnd {
         file: Arc<InputFile>,
@@ -49,16 +53,32 @@ pub(crate) trait Destination: Send {
         size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> Result<Option<u64>, Failure>;
+    /// What of the previous archive a stream may take again, if anything.
+    fn reusable(&self, stream: u32) -> Option<Arc<Reusable>>;
     fn catalog_open(&mut self) -> Result<(), Failure>;
     fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure>;
     fn catalog_leave(&mut self) -> Result<(), Failure>;
     fn catalog_add(&mut self, name: &[u8], kind: &CatalogKind) -> Result<(), Failure>;
 }
 
+struct OpenStream {
+    pieces: Sender<Piece>,
+    /// its length so far
+    position: u64,
+    tail: Option<Tail>,
+}
+
+/// Where content of the previous archive lies now, and how long the stream is with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reused {
+    pub at: u64,
+    pub position: u64,
+}
+
 /// What a source is given. When it is dropped, its streams end.
 pub struct Sink {
     destination: Box<dyn Destination>,
-    streams: Vec<Sender<Piece>>,
+    streams: Vec<OpenStream>,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -88,23 +108,28 @@ impl Sink {
         let (pieces, queue) = bounded(QUEUE_PIECES);
         let guess = self.destination.open_stream(suffix, chunking, size, queue)?;
         Counters::add(&self.counters.total, size.or(guess).unwrap_or(0));
-        self.streams.push(pieces);
+        self.streams.push(OpenStream { pieces, position: 0, tail: None });
         Ok(self.streams.len() as u32 - 1)
     }
 
-    fn send(&self, stream: u32, piece: Piece) -> Result<(), Failure> {
+    /// A piece of so many bytes.
+    fn send(&mut self, stream: u32, piece: Piece, length: u64) -> Result<(), Failure> {
         self.cancel.check()?;
-        let stream = self.streams.get(stream as usize);
+        let stream = self.streams.get_mut(stream as usize);
         let stream = stream.ok_or_else(|| Failure::Invalid("no such stream".into()))?;
+        let position = stream.position.checked_add(length);
+        stream.position = position.ok_or_else(|| Failure::Invalid("length overflows".into()))?;
+        stream.tail = None;
         // The consumer is gone when it failed; its own error is the one to show.
-        stream.send(piece).map_err(|_| Failure::Cancelled)
+        stream.pieces.send(piece).map_err(|_| Failure::Cancelled)
     }
 
     pub fn write(&mut self, stream: u32, bytes: Vec<u8>) -> Result<(), Failure> {
         if bytes.len() > WRITE_BYTES_MAX {
             return Err(Failure::Invalid("more than 1 MiB in one write".into()));
         }
-        self.send(stream, Piece::Bytes(bytes))
+        let length = bytes.len() as u64;
+        self.send(stream, Piece::Bytes(bytes), length)
     }
 
     pub fn splice(
@@ -117,23 +142,29 @@ impl Sink {
         if offset.checked_add(length).is_none() {
             return Err(Failure::Invalid("length overflows".into()));
         }
-        self.send(stream, Piece::File { file, offset, length })
+        self.send(stream, Piece::File { file, offset, length }, length)
     }
 
     /// Waits until the source is read to its end; returns its length.
     pub fn splice_to_end(&mut self, stream: u32, file: Arc<InputFile>) -> Result<u64, Failure> {
         let (answer, length) = bounded(1);
-        self.send(stream, Piece::ToEnd { file, answer })?;
+        self.send(stream, Piece::ToEnd { file, answer }, 0)?;
         loop {
             match length.recv_timeout(Duration::from_millis(200)) {
-                Ok(length) => return Ok(length),
+                Ok(length) => {
+                    if let Some(stream) = self.streams.get_mut(stream as usize) {
+                        stream.position = stream.position.saturating_add(length);
+                    }
+                    return Ok(length);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(Failure::Cancelled),
                 // The consumer may have failed before it came to this piece, which then waits for
                 // ever. A piece of nothing finds that out.
                 Err(RecvTimeoutError::Timeout) => {
                     self.cancel.check()?;
                     let probe = self.streams.get(stream as usize);
-                    let probe = probe.map(|stream| stream.try_send(Piece::Bytes(Vec::new())));
+                    let probe =
+                        probe.map(|stream| stream.pieces.try_send(Piece::Bytes(Vec::new())));
                     if matches!(probe, Some(Err(TrySendError::Disconnected(_)))) {
                         return Err(Failure::Cancelled);
                     }
@@ -142,9 +173,31 @@ impl Sink {
         }
     }
 
-    /// Content of the previous archive again: comes with change detection; until then, read it.
-    pub fn reuse(&mut self, _stream: u32, _previous: Extent) -> Result<Option<u64>, Failure> {
-        Ok(None)
+    /// Takes content of the previous archive again; none where it has to be read.
+    pub fn reuse(
+        &mut self,
+        number: u32,
+        previous: Extent,
+        continues: bool,
+    ) -> Result<Option<Reused>, Failure> {
+        self.cancel.check()?;
+        let stream = self.streams.get(number as usize);
+        let stream = stream.ok_or_else(|| Failure::Invalid("no such stream".into()))?;
+        // Streams are opened in the same order each time.
+        let reusable = self.destination.reusable(number).filter(|_| previous.stream == number);
+        let Some(reusable) = reusable else { return Ok(None) };
+        let taken = reusable.take(previous, stream.position, stream.tail, continues)?;
+        let Some(Reuse { chunks, at, tail }) = taken else { return Ok(None) };
+        let length = chunks.iter().map(|chunk| chunk.plain_bytes).sum();
+        Counters::add(&self.counters.reused_bytes, previous.length);
+        Counters::add(&self.counters.reused_chunks, chunks.len() as u64);
+        if !chunks.is_empty() {
+            self.send(number, Piece::Known(chunks), length)?;
+        }
+        let stream = self.streams.get_mut(number as usize);
+        let stream = stream.ok_or_else(|| Failure::Invalid("no such stream".into()))?;
+        stream.tail = Some(tail);
+        Ok(Some(Reused { at, position: stream.position }))
     }
 
     pub fn catalog_open(&mut self) -> Result<(), Failure> {

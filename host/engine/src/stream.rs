@@ -6,6 +6,7 @@ use crate::pipeline::{Consumer, feed};
 use crate::plugin::{Failure, Origin, Source, SourceRequest, SourceSummary};
 use crate::progress::{Cancel, Counters};
 use crate::report::Report;
+use crate::reuse::Reusable;
 use crate::sink::{Chunking, Destination, Piece, Sink};
 use crossbeam_channel::Receiver;
 use keepwell_model::catalog::CatalogKind;
@@ -150,6 +151,10 @@ struct FileDestination {
 }
 
 impl Destination for FileDestination {
+    fn reusable(&self, _: u32) -> Option<Arc<Reusable>> {
+        None
+    }
+
     fn open_stream(
         &mut self,
         _suffix: &str,

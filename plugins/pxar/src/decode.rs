@@ -234,6 +234,28 @@ impl<R: ReadAt> Decoder<R> {
         }
     }
 
+    /// The name of the entry at `position`, and where what follows it begins.
+    pub fn name_at(&self, position: u64) -> Result<(Vec<u8>, u64), Failure> {
+        let item = self.item(position)?;
+        match item.kind {
+            format::FILENAME => Ok((self.name(&item)?, item.end)),
+            _ => Err(corrupt(position, "expected a file name")),
+        }
+    }
+
+    /// Where the PAYLOAD header of a file lies in the other stream, if the items from `position` on are these
+    /// and its content has this size.
+    pub fn payload_of(&self, position: u64, items: &[u8], size: u64) -> Option<u64> {
+        if self.read(position, items.len() as u64).ok()? != items {
+            return None;
+        }
+        let item = self.item(position + items.len() as u64).ok()?;
+        let [at, length] = self.words(&item).ok()?;
+        let end = at.checked_add(HEADER_BYTES)?.checked_add(length)?;
+        let fits = self.payload.is_some_and(|bytes| end <= bytes);
+        (item.kind == format::PAYLOAD_REF && length == size && fits).then_some(at)
+    }
+
     /// An entry's items from `position` on; `at` is where its FILENAME is.
     fn body(&self, at: u64, position: u64, name: Vec<u8>) -> Result<Decoded, Failure> {
         let item = self.item(position)?;

@@ -9,6 +9,7 @@ pub mod encode;
 mod exclude;
 pub mod format;
 mod reader;
+pub mod reference;
 mod source;
 
 use keepwell_sdk::archive::{
@@ -49,7 +50,8 @@ impl Plugin for Pxar {
                 ..option(
                     "change-detection-mode",
                     OptionKind::Text,
-                    "legacy: one archive and a catalog; data: metadata and content apart",
+                    "legacy: one archive and a catalog; data: metadata and content apart; metadata: and \
+                     what is as before is not read",
                 )
             },
         ];

@@ -6,13 +6,16 @@
 use crate::encode::{self, Omit};
 use crate::exclude::{Excludes, Marks};
 use crate::format::{self, GoodbyeRow, HEADER_BYTES};
+use crate::reference::{Children, Reference};
 use keepwell_sdk::archive::{
-    Borders, Chunking, Directory, Examined, File, Listed, Omission, Opened, Origin, Request,
-    Stream, Summary, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream, skipped,
+    Borders, Bytes, Chunking, Directory, Examined, Extent, File, Listed, Omission, Opened, Origin,
+    Request, Stream, Summary, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream,
+    skipped,
 };
 use keepwell_sdk::options::{flag, number, values};
 use keepwell_sdk::{EntryKind, Failure, Level, Metadata, OptionValue, empty_metadata, log};
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 
 /// Names asked for at a time.
 const LIST_BATCH: u32 = 512;
@@ -26,6 +29,12 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const DEPTH_MAX: usize = 2048;
 /// Longer paths can't be the target of a hard link: spec §1.
 const LINK_PATH_BYTES_MAX: usize = 4095;
+/// Runs of unchanged files are ended when they are so long: directories that stay open, and metadata that
+/// waits.
+const RUN_DIRECTORIES_MAX: usize = 256;
+const RUN_BYTES_MAX: usize = 8 << 20;
+/// What lies between two unchanged files in the previous archive, where their chunks may still be one run.
+const GAP_BYTES_MAX: u64 = 1 << 20;
 /// Records the patterns of the command line, always last in the root: spec §10.
 const EXCLUDE_RECORD: &[u8] = b".pxarexclude-cli";
 
@@ -38,8 +47,18 @@ struct Settings {
     no_sockets: bool,
     larger_than: Option<u64>,
     marks: Marks,
+    mode: Mode,
+}
+
+/// How changes are found, and what is made of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// all in one stream, with a catalog
+    Legacy,
     /// metadata and content in streams of their own
-    is_split: bool,
+    Data,
+    /// and content is taken again where the metadata is the same
+    Metadata,
 }
 
 impl Settings {
@@ -52,12 +71,14 @@ impl Settings {
             return Err(Failure::Invalid(problem));
         }
         let mode = values(options, "change-detection-mode").last().unwrap_or(b"legacy");
-        let is_split = match mode {
-            b"legacy" => false,
-            b"data" => true,
+        let mode = match mode {
+            b"legacy" => Mode::Legacy,
+            b"data" => Mode::Data,
+            b"metadata" => Mode::Metadata,
             other => {
                 let other = String::from_utf8_lossy(other);
-                let problem = format!("--change-detection-mode '{other}': use legacy or data");
+                let problem =
+                    format!("--change-detection-mode '{other}': use legacy, data or metadata");
                 return Err(Failure::Invalid(problem));
             }
         };
@@ -74,7 +95,7 @@ impl Settings {
             no_fifos: flag(options, "no-fifos"),
             no_sockets: flag(options, "no-sockets"),
             larger_than: number(options, "exclude-larger-than"),
-            is_split,
+            mode,
             marks: Marks {
                 caches: flag(options, "exclude-caches"),
                 names: values(options, "exclude-if-present").map(<[u8]>::to_vec).collect(),
@@ -95,7 +116,9 @@ impl Settings {
 /// An open directory.
 struct Frame {
     name: Vec<u8>,
-    handle: Directory,
+    place: Rc<Place>,
+    /// what is left of it in the previous archive
+    previous: Option<Children>,
     device: u64,
     /// of its FILENAME; of its ENTRY in the root
     start: u64,
@@ -114,6 +137,8 @@ struct Frame {
 struct Walk {
     out: Emitter,
     content: Content,
+    reference: Option<Reference<Bytes>>,
+    run: Option<Run>,
     frames: Vec<Frame>,
     excludes: Excludes,
     settings: Settings,
@@ -138,6 +163,34 @@ struct Emitter {
     stream: Stream,
     position: u64,
     buffer: Vec<u8>,
+    /// something in the buffer is not known yet
+    is_held: bool,
+}
+
+/// Files in a row whose content lies in a row in the previous archive. Where it lies now is written into
+/// their entries once it is known.
+struct Run {
+    start: u64,
+    end: u64,
+    files: Vec<Unchanged>,
+    /// directories that they are in, which stay open
+    directories: usize,
+}
+
+struct Unchanged {
+    place: Rc<Place>,
+    name: Vec<u8>,
+    size: u64,
+    /// of its PAYLOAD header in the previous archive
+    at: u64,
+    /// where in the metadata its new place belongs
+    word: u64,
+}
+
+/// A directory to open files in, and its path.
+struct Place {
+    handle: Directory,
+    path: Vec<Vec<u8>>,
 }
 
 impl Emitter {
@@ -156,7 +209,14 @@ impl Emitter {
     }
 
     fn flush_if_large(&mut self) -> Result<(), Failure> {
-        if self.buffer.len() >= WRITE_BATCH_BYTES { self.flush() } else { Ok(()) }
+        let is_due = self.buffer.len() >= WRITE_BATCH_BYTES && !self.is_held;
+        if is_due { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes a word that was not known before.
+    fn put_word(&mut self, position: u64, word: u64) {
+        let at = (position - self.position) as usize;
+        self.buffer[at..at + 8].copy_from_slice(&word.to_le_bytes());
     }
 
     fn splice(&mut self, file: &File, length: u64) -> Result<(), Failure> {
@@ -209,9 +269,9 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     let settings = Settings::new(&request.options)?;
     let excludes = Excludes::from_options(&request.options)?;
     let mut buffer = Vec::new();
-    let (suffix, content) = match settings.is_split {
-        false => (format!(".{}", request.archive_extension), Content::Within),
-        true => {
+    let (suffix, content) = match settings.mode {
+        Mode::Legacy => (format!(".{}", request.archive_extension), Content::Within),
+        Mode::Data | Mode::Metadata => {
             encode::prologue(&mut buffer, excludes.record());
             (".mpxar".into(), Content::apart()?)
         }
@@ -220,9 +280,15 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     if content.is_within() {
         catalog_open();
     }
+    let reference = match settings.mode {
+        Mode::Metadata => reference(&request.archive_name, request.previous),
+        Mode::Legacy | Mode::Data => None,
+    };
     let mut walk = Walk {
-        out: Emitter { stream, position: 0, buffer },
+        out: Emitter { stream, position: 0, buffer, is_held: false },
         content,
+        reference,
+        run: None,
         frames: Vec::new(),
         excludes,
         settings,
@@ -237,6 +303,7 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     while !walk.frames.is_empty() {
         walk.step()?;
     }
+    walk.take_run(false)?;
     walk.out.flush()?;
     walk.content.finish()?;
     Ok(Summary { entries: walk.entries_total })
@@ -267,9 +334,19 @@ impl Walk {
         // The root of a split archive begins with what says that it is one: spec §5, quirk B.
         let entry_start = if is_root { 0 } else { self.out.position() };
         encode::entry(&mut self.out.buffer, &examined.metadata, self.settings.omit);
+        let path = if is_root { Vec::new() } else { self.path_of(&name) };
+        let previous = match (&self.reference, self.frames.last_mut()) {
+            (Some(reference), None) => reference.root(),
+            (Some(reference), Some(parent)) => {
+                parent.previous.as_mut().and_then(|above| reference.directory(above, &name))
+            }
+            (None, _) => None,
+        };
+        let place = Rc::new(Place { handle, path });
         let mut frame = Frame {
             name,
-            handle,
+            place,
+            previous,
             device: examined.identity.device,
             start,
             entry_start,
@@ -284,16 +361,15 @@ impl Walk {
             frame.listed_all = true;
             let path = self.path_of(&frame.name);
             skipped(&path, Omission::MountPoint, "");
-        } else if let Some(mark) = self.settings.marks.found_in(&frame.handle)? {
+        } else if let Some(mark) = self.settings.marks.found_in(&frame.place.handle)? {
             skipped(&self.path_of(&frame.name), Omission::Marked, &String::from_utf8_lossy(&mark));
             frame.only = Some(mark);
         }
         if !is_root && self.content.is_within() {
             catalog_enter(&frame.name);
         }
-        let path = if is_root { Vec::new() } else { self.path_of(&frame.name) };
         if !frame.listed_all {
-            self.excludes.read_file_of(&frame.handle, &path);
+            self.excludes.read_file_of(&frame.place.handle, &frame.place.path);
         }
         self.frames.push(frame);
         self.out.flush_if_large()
@@ -343,7 +419,7 @@ impl Walk {
             return Ok(());
         };
         while frame.pending.is_empty() && !frame.listed_all {
-            let listed = match frame.handle.read(LIST_BATCH) {
+            let listed = match frame.place.handle.read(LIST_BATCH) {
                 Err(Failure::Denied(detail) | Failure::NotFound(detail)) => {
                     skipped(&path, Omission::Denied, &detail);
                     Vec::new()
@@ -376,7 +452,7 @@ impl Walk {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        match frame.handle.open_directory(&name) {
+        match frame.place.handle.open_directory(&name) {
             Ok((handle, examined)) => {
                 let start = self.out.position();
                 encode::filename(&mut self.out.buffer, &name);
@@ -390,7 +466,8 @@ impl Walk {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        for (child, opened) in batch.iter().zip(frame.handle.open_children(batch)) {
+        let place = frame.place.clone();
+        for (child, opened) in batch.iter().zip(place.handle.open_children(batch)) {
             match opened {
                 Ok(opened) => self.leaf(&child.name, opened)?,
                 Err(failure) => self.omit(&child.name, failure)?,
@@ -442,12 +519,19 @@ impl Walk {
         let start = self.out.position();
         encode::filename(&mut self.out.buffer, name);
         let linked = self.write_hard_link(name, &opened.examined, start);
+        let mut unchanged = None;
         if !linked {
+            let from = self.out.buffer.len();
             encode::entry(&mut self.out.buffer, metadata, self.settings.omit);
+            // Other names of the file may tell something else.
+            if metadata.kind == EntryKind::File && opened.examined.identity.links < 2 {
+                unchanged = self.find_unchanged(name, from, metadata.size);
+            }
         }
         let mut apart = 0;
-        match &opened.handle {
-            Some(file) if metadata.kind == EntryKind::File && !linked => {
+        match (&opened.handle, unchanged) {
+            (Some(_), Some(at)) => self.take_again(name, metadata.size, at)?,
+            (Some(file), None) if metadata.kind == EntryKind::File && !linked => {
                 apart = self.write_content(file, metadata.size)?;
             }
             _ => {}
@@ -464,8 +548,68 @@ impl Walk {
         Ok(())
     }
 
+    /// Where a file's content lies in the previous archive, if its metadata, in the buffer from `from` on, is the
+    /// same.
+    fn find_unchanged(&mut self, name: &[u8], from: usize, size: u64) -> Option<u64> {
+        let reference = self.reference.as_ref()?;
+        let children = self.frames.last_mut()?.previous.as_mut()?;
+        reference.unchanged(children, name, &self.out.buffer[from..], size)
+    }
+
+    /// Refers to content of the previous archive.
+    fn take_again(&mut self, name: &[u8], size: u64, at: u64) -> Result<(), Failure> {
+        if let Some(run) = self.run.as_ref().filter(|run| run.end != at) {
+            let gap = at.checked_sub(run.end);
+            self.take_run(gap.is_some_and(|gap| gap < GAP_BYTES_MAX))?;
+        }
+        let Some(place) = self.frames.last().map(|frame| frame.place.clone()) else {
+            return Ok(());
+        };
+        let word = self.out.position() + HEADER_BYTES;
+        encode::payload_ref(&mut self.out.buffer, 0, size);
+        self.out.is_held = true;
+        let run =
+            self.run.get_or_insert(Run { start: at, end: at, files: Vec::new(), directories: 0 });
+        if run.files.last().is_none_or(|last| !Rc::ptr_eq(&last.place, &place)) {
+            run.directories += 1;
+        }
+        run.end = at + HEADER_BYTES + size;
+        run.files.push(Unchanged { place, name: name.to_vec(), size, at, word });
+        let is_full =
+            run.directories >= RUN_DIRECTORIES_MAX || self.out.buffer.len() >= RUN_BYTES_MAX;
+        if is_full { self.take_run(true) } else { Ok(()) }
+    }
+
+    /// Ends the run: its content is taken again, or read where that is better. `continues`: what lies
+    /// behind it will be asked for next.
+    fn take_run(&mut self, continues: bool) -> Result<(), Failure> {
+        let (Some(run), Content::Apart { stream, position }) = (self.run.take(), &mut self.content)
+        else {
+            return Ok(());
+        };
+        let wanted = Extent { stream: 0, offset: run.start, length: run.end - run.start };
+        match stream.reuse(wanted, continues)? {
+            Some(reused) => {
+                *position = reused.position;
+                for file in &run.files {
+                    self.out.put_word(file.word, reused.at + (file.at - run.start));
+                }
+            }
+            None => {
+                for file in &run.files {
+                    self.out.put_word(file.word, *position);
+                    read_unchanged(stream, file)?;
+                    *position += HEADER_BYTES + file.size;
+                }
+            }
+        }
+        self.out.is_held = false;
+        self.out.flush_if_large()
+    }
+
     /// Writes a file's content, and says how much of it is in the other stream.
     fn write_content(&mut self, file: &File, length: u64) -> Result<u64, Failure> {
+        self.take_run(false)?;
         // An empty one, too: the host looks whether it has grown.
         match &mut self.content {
             Content::Within => {
@@ -475,9 +619,7 @@ impl Walk {
             }
             Content::Apart { stream, position } => {
                 encode::payload_ref(&mut self.out.buffer, *position, length);
-                let mut header = Vec::new();
-                encode::header(&mut header, format::PAYLOAD, length);
-                stream.write(&header)?;
+                write_payload(stream, length)?;
                 stream.splice(file, 0, length)?;
                 *position += HEADER_BYTES + length;
                 Ok(length)
@@ -552,6 +694,46 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+/// The previous archive, if it has its metadata apart.
+fn reference(name: &str, mut previous: Vec<Bytes>) -> Option<Reference<Bytes>> {
+    let (metadata, payload) = (previous.pop(), previous.pop());
+    let sizes = payload.and_then(|payload| payload.size());
+    let (Some(metadata), Some(payload_bytes), true) = (metadata, sizes, previous.is_empty()) else {
+        log(Level::Info, "No previous metadata index, continue without reference");
+        return None;
+    };
+    let text = format!("Using previous index as metadata reference for '{name}.mpxar.didx'");
+    log(Level::Info, &text);
+    Some(Reference::new(metadata, payload_bytes))
+}
+
+fn write_payload(stream: &Stream, length: u64) -> Result<(), Failure> {
+    let mut header = Vec::new();
+    encode::header(&mut header, format::PAYLOAD, length);
+    stream.write(&header)
+}
+
+/// Content that is not worth being taken again. The entry is written: what is not there any more has
+/// zeros.
+fn read_unchanged(stream: &Stream, file: &Unchanged) -> Result<(), Failure> {
+    write_payload(stream, file.size)?;
+    let listed = Listed { name: file.name.clone(), kind: EntryKind::File };
+    let opened = file.place.handle.open_children(&[listed]).pop();
+    if let Some(Ok(Opened { handle: Some(handle), .. })) = &opened {
+        return stream.splice(handle, 0, file.size);
+    }
+    let mut path = file.place.path.clone();
+    path.push(file.name.clone());
+    skipped(&path, Omission::Changed, "file vanished while reading, its content is zeros");
+    let mut rest = file.size;
+    while rest > 0 {
+        let now = rest.min(WRITE_BYTES_MAX as u64);
+        stream.write(&vec![0; now as usize])?;
+        rest -= now;
+    }
+    Ok(())
 }
 
 /// File systems that hold no data of their own: spec §9.

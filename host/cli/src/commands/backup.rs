@@ -16,6 +16,7 @@ use crate::terminal::{CTIME, local_time, node_name, now, owner};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::backup::{ArchiveSummary, Backup, BackupSummary, BackupTarget};
 use keepwell_engine::input::{Directory, InputFile};
 use keepwell_engine::plugin::{
@@ -23,12 +24,13 @@ use keepwell_engine::plugin::{
 };
 use keepwell_engine::report::{Omission, Report};
 use keepwell_engine::restore::chain;
+use keepwell_engine::reuse::previous_streams;
 use keepwell_engine::{Cancel, Counters, EngineError};
 use keepwell_model::size::human;
 use keepwell_model::{
     ArchiveLabel, ArchiveName, BackupId, BackupTime, BackupType, GroupId, Namespace, SnapshotId,
 };
-use keepwell_seal::Protection;
+use keepwell_seal::{EncryptionKey, Protection};
 use serde_json::{Value, json};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
@@ -378,10 +380,11 @@ fn with_store<T>(
     plan: &Plan<'_>,
     matches: &ArgMatches,
     shower: &Shower,
-    work: impl FnOnce(&Store) -> Result<T>,
+    work: impl FnOnce(&Arc<Store>) -> Result<T>,
 ) -> Result<T> {
     let is_new = plan.repository.is_missing();
     let store = plan.repository.open_or_create(matches, &|text| shower.line(text))?;
+    let store = Arc::new(store);
     let outcome = work(&store);
     if outcome.is_err() && is_new && store.discard_unused() {
         shower.line(&format!("Removed datastore '{}' again: nothing was stored", plan.repository));
@@ -389,8 +392,25 @@ fn with_store<T>(
     outcome
 }
 
+/// The previous archive's streams, for sources that keep their archives in parts.
+fn previous_of(
+    store: &Arc<Store>,
+    plan: &Plan<'_>,
+    backup: &Backup,
+    spec: &Spec<'_>,
+    key: Option<&Arc<EncryptionKey>>,
+) -> Vec<Arc<dyn RandomAccess>> {
+    let files = backup.previous_files(&spec.label, &spec.archive_type.parts);
+    let Some(snapshot) = backup.previous().filter(|_| !files.is_empty()).cloned() else {
+        return Vec::new();
+    };
+    let (store, namespace) = (store.clone(), plan.namespace.clone());
+    let open = move || Ok(store.sessions().open(&namespace, &snapshot)?);
+    previous_streams(files, key, Box::new(open))
+}
+
 fn back_up(
-    store: &Store,
+    store: &Arc<Store>,
     plan: &Plan<'_>,
     (protection, wrapped_key): (Protection, Option<Vec<u8>>),
     report: Report,
@@ -398,6 +418,7 @@ fn back_up(
     counters: Arc<Counters>,
     shower: &Shower,
 ) -> Result<(Vec<(String, ArchiveSummary)>, BackupSummary)> {
+    let key = protection.encryption().cloned();
     let target = BackupTarget {
         namespace: plan.namespace.clone(),
         snapshot: plan.snapshot.clone(),
@@ -429,7 +450,7 @@ fn back_up(
             options: spec.options.clone(),
             borders: plan.borders.clone(),
             entries_max: plan.entries_max,
-            previous: Vec::new(),
+            previous: previous_of(store, plan, &backup, spec, key.as_ref()),
         };
         let mut source = spec.loaded.plugin.source(report.clone(), cancel.clone())?;
         let origin = open_origin(spec, &plan.repository, &report)?;
@@ -467,6 +488,13 @@ fn tell_speed(target: &str, summary: &ArchiveSummary, seconds: f64, shower: &Sho
     ));
     let speed = if seconds > 0.0 { *new_bytes as f64 / seconds } else { 0.0 };
     shower.line(&format!("{target}: average backup speed: {}/s", human(speed as u64)));
+    if summary.reused_bytes > 0 {
+        shower.line(&format!(
+            "{target}: reused {} from previous snapshot for unchanged files ({} chunks)",
+            human(summary.reused_bytes),
+            summary.reused_chunks
+        ));
+    }
     let reused = bytes.saturating_sub(*new_bytes);
     if reused > 0 && *bytes > 1 << 20 {
         let percent = reused as f64 * 100.0 / *bytes as f64;

@@ -82,7 +82,7 @@ struct Seen {
 
 /// The previous archive's chunks.
 struct Expectation {
-    index: Index,
+    index: Arc<Index>,
     /// the chunk expected next; none while nothing known is met
     next: Option<usize>,
     /// where known chunks are looked for
@@ -112,7 +112,7 @@ impl ChunkStream {
         cutter: Cutter,
         workers: &WorkerQueue,
         index: Box<dyn IndexSink>,
-        previous: Option<Index>,
+        previous: Option<Arc<Index>>,
         counters: &Arc<Counters>,
     ) -> Result<Self> {
         let pool = Pool::new(cutter.size_max());
@@ -125,7 +125,7 @@ impl ChunkStream {
             .spawn(move || append(index, &ordered, &tell))
             .map_err(crate::error::io_error("start", "a thread"))?;
         // Chunks of other sizes were cut by other rules.
-        let fits = |index: &Index| !index.is_empty() && cutter.could_have_cut(index);
+        let fits = |index: &Arc<Index>| !index.is_empty() && cutter.could_have_cut(index);
         let expectation = previous.filter(fits).map(|index| Expectation {
             index,
             next: Some(0),
@@ -367,6 +367,20 @@ impl Consumer for ChunkStream {
         self.settle_all()?;
         self.cut_current()?;
         self.find_known();
+        Ok(())
+    }
+
+    /// A chunk ends before them, wherever that is.
+    fn known(&mut self, chunks: Vec<StoredChunk>) -> Result<()> {
+        self.send_rest()?;
+        self.cutter.reset();
+        if let Some(expectation) = &mut self.expectation {
+            expectation.next = None;
+        }
+        for chunk in chunks {
+            Counters::add(&self.counters.chunks, 1);
+            self.push(Ordered::Done(chunk))?;
+        }
         Ok(())
     }
 }

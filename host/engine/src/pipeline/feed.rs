@@ -7,6 +7,7 @@ use crate::progress::{Cancel, Counters};
 use crate::report::{Omission, Report};
 use crate::sink::Piece;
 use crossbeam_channel::Receiver;
+use keepwell_model::StoredChunk;
 
 /// What a disk reads at least: a bad place costs so much.
 const BLOCK_BYTES: u64 = 4096;
@@ -17,6 +18,10 @@ pub(crate) trait Consumer {
     fn room(&mut self) -> Result<&mut [u8]>;
     /// The first `length` bytes of the room have been filled.
     fn filled(&mut self, length: usize) -> Result<()>;
+    /// Takes chunks that are stored already, between others. Only what is made of chunks can.
+    fn known(&mut self, _chunks: Vec<StoredChunk>) -> Result<()> {
+        Err(EngineError::Worker)
+    }
 }
 
 /// Feeds a consumer until the source is done with the stream.
@@ -32,6 +37,11 @@ pub(crate) fn feed(
         match piece {
             Piece::Bytes(bytes) => feeder.bytes(&bytes)?,
             Piece::File { file, offset, length } => feeder.file(&file, offset, length)?,
+            Piece::Known(chunks) => {
+                let bytes: u64 = chunks.iter().map(|chunk| chunk.plain_bytes).sum();
+                Counters::add(&counters.bytes, bytes);
+                feeder.consumer.known(chunks)?;
+            }
             Piece::ToEnd { file, answer } => {
                 let length = feeder.rest(&file)?;
                 let _ = answer.send(length);

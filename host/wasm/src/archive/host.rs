@@ -9,7 +9,7 @@ use crate::state::{BytesHandle, DirectoryHandle, FileHandle, PatternHandle, Stat
 use keepwell_engine::input::Listed;
 use keepwell_engine::pattern::{PatternList, Verdict};
 use keepwell_engine::plugin::{EntryKind, Failure};
-use keepwell_engine::sink::Chunking;
+use keepwell_engine::sink::{Chunking, Reused};
 use std::sync::Arc;
 use wasmtime::component::Resource;
 
@@ -207,9 +207,13 @@ impl archive_sink::HostStream for State {
         &mut self,
         this: Resource<StreamHandle>,
         previous: archive_sink::Extent,
-    ) -> Answer<Option<u64>> {
+        continues: bool,
+    ) -> Answer<Option<archive_sink::Reused>> {
         let stream = self.table.get(&this)?.0;
-        answer(self.sink().and_then(|sink| sink.reuse(stream, previous.into())))
+        let reused = self.sink().and_then(|sink| sink.reuse(stream, previous.into(), continues));
+        answer(reused.map(|reused| {
+            reused.map(|Reused { at, position }| archive_sink::Reused { at, position })
+        }))
     }
 
     fn suggest_boundary(&mut self, _this: Resource<StreamHandle>) -> wasmtime::Result<()> {
