@@ -26,6 +26,7 @@ mod roundtrip;
 mod served;
 mod server;
 mod shell;
+mod split;
 mod support;
 mod terminal;
 mod verify;
