@@ -12,7 +12,7 @@ ap.add_argument("--size-mib", type=int, default=2048)
 ap.add_argument("--files", type=int, default=60000)
 ap.add_argument("--runs", type=int, default=1)
 ap.add_argument("--only", default="")
-ap.add_argument("--tools", default="keepwell,encrypted,served,restic,borg,cp")
+ap.add_argument("--tools", default="keepwell,metadata,encrypted,served,restic,borg,cp")
 ap.add_argument("keepwell")
 ap.add_argument("work", nargs="?", default="/tmp/keepwell-bench")
 args = ap.parse_args()
@@ -140,7 +140,35 @@ def cp(data):
     yield run(["cp", "-a", "-u", data + "/.", out])
     yield run(["cp", "-a", out, back])
 
-TOOLS = {"keepwell": keepwell, "encrypted": encrypted, "served": served, "restic": restic, "borg": borg, "cp": cp}
+def metadata(data):
+    """With metadata and content apart, and unchanged files not read."""
+    ENV["PBS_REPOSITORY"] = fresh(WORK + "/keepwell-repo"); out = fresh(WORK + "/out")
+    os.makedirs(WORK + "/empty", exist_ok=True)
+    run([KEEPWELL, "backup", "e.pxar:" + WORK + "/empty", "--backup-id", "init"])
+    backup = [KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", "b", "--change-detection-mode", "metadata", "--backup-time"]
+    yield run(backup + ["1700000000"])
+    yield run(backup + ["1700000001"])
+    yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
+
+def looking(name, data):
+    """Through a mount of the last snapshot: reading all beside restoring it, and listing beside the source."""
+    ENV["PBS_REPOSITORY"] = fresh(WORK + "/keepwell-repo"); point = fresh(WORK + "/mount"); out = fresh(WORK + "/out")
+    os.makedirs(point)
+    for mode in ("legacy", "metadata"):
+        run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", mode, "--change-detection-mode", mode])
+        def mounted(command):
+            run([KEEPWELL, "mount", "host/" + mode, "root.pxar", point])
+            try: return run(command)[0], run(command)[0]
+            finally: run(["umount", point])
+        # Into files, as a restore does, and not at all.
+        read = min(mounted(["sh", "-c", "find '%s' -type f -print0 | xargs -0 cat | wc -c" % point])[0] for _ in range(args.runs))
+        restore = min(run([KEEPWELL, "restore", "host/" + mode, "root.pxar", fresh(out)])[0] for _ in range(args.runs))
+        source, again = (min(times) for times in zip(*[(run(["find", data])[0], run(["find", data])[0]) for _ in range(args.runs)]))
+        first, second = (min(times) for times in zip(*[mounted(["find", point]) for _ in range(args.runs)]))
+        print("%-15s mount of %-8s read %.2f s (%.2f of the restore's speed), find %.2f s, again %.2f s (source %.2f, %.2f: %.1f times)"
+              % (name, mode, read, restore / read, first, second, source, again, second / again), flush=True)
+
+TOOLS = {"keepwell": keepwell, "metadata": metadata, "encrypted": encrypted, "served": served, "restic": restic, "borg": borg, "cp": cp}
 STEPS = ("first", "unchanged", "restore")
 results = {}
 # The small files come first, and nothing is deleted between them: see fresh().
@@ -149,6 +177,9 @@ for name in ("small files", "incompressible", "compressible"):
     data = make(name.replace(" ", "-"))
     clean()
     subprocess.run("find '%s' -type f -print0 | xargs -0 cat > /dev/null" % data, shell=True)
+    if args.tools == "looking":
+        looking(name, data)
+        continue
     for tool in args.tools.split(","):
         best = None
         for _ in range(args.runs):
@@ -157,6 +188,6 @@ for name in ("small files", "incompressible", "compressible"):
             best = got if best is None else [min(a, b) for a, b in zip(best, got)]
         results[name, tool] = best
         print("%-15s %-9s" % (name, tool), "  ".join("%s %6.2f s (cpu %6.2f, %4.0f MiB)" % ((s,) + r) for s, r in zip(STEPS, best)), flush=True)
-    for tool in ("encrypted", "served", "restic", "borg", "cp"):
+    for tool in ("metadata", "encrypted", "served", "restic", "borg", "cp"):
         if (name, tool) in results and (name, "keepwell") in results:
             print("%-15s ratio to %-7s" % (name, tool), "  ".join("%s %5.2f" % (s, results[name, tool][i][0] / results[name, "keepwell"][i][0]) for i, s in enumerate(STEPS)), flush=True)

@@ -10,6 +10,7 @@ use keepwell_seal::{
     Chunker, EncryptionKey, KdfKind, KeyFile, MasterKey, MasterPublicKey, Opener, Sealer,
 };
 use plugin_pxar::decode::{Decoder, Next};
+use plugin_pxar::reference::Reference;
 
 pub use keepwell_server::fuzz::request;
 
@@ -151,7 +152,17 @@ pub fn catalog(data: &[u8]) {
 }
 
 pub fn pxar(data: &[u8]) {
-    let decoder = Decoder::new(data);
+    pxar_of(&Decoder::new(data), data);
+    pxar_of(&Decoder::split(data, data.len() as u64), data);
+    let reference = Reference::new(data, data.len() as u64);
+    let Some(mut children) = reference.root() else { return };
+    for name in [&b"a"[..], b"b", b"\xff"] {
+        let _ = reference.unchanged(&mut children, name, &data[..data.len().min(56)], 1);
+        let _ = reference.directory(&mut children, name);
+    }
+}
+
+fn pxar_of(decoder: &Decoder<&[u8]>, data: &[u8]) {
     let _ = decoder.table(data.len() as u64);
     let Ok(root) = decoder.root() else { return };
     let (mut position, mut depth) = (root.next, 1u32);
