@@ -182,3 +182,14 @@ fn damage_is_named_and_walked_around() {
     let run = world.fails("extract host/me root.pxar a-large --to - --keep-going");
     run.says("can't be used");
 }
+
+#[test]
+fn a_target_that_is_there_stays_as_it_is_where_something_is_chosen() {
+    let world = world();
+    fs::create_dir(world.path("out")).unwrap();
+    fs::set_permissions(world.path("out"), fs::Permissions::from_mode(0o1777)).unwrap();
+    world.ok("restore host/me root.pxar out --pattern etc/fstab");
+    assert_eq!(mode(&world, "out"), 0o1777);
+    world.ok("restore host/me root.pxar new --pattern etc/fstab");
+    assert_eq!(mode(&world, "new"), mode(&world, "tree"));
+}

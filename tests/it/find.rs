@@ -68,6 +68,11 @@ fn what_can_not_be_searched_is_told() {
     run.assert_failed("find ''");
     run.says("finds nothing");
     world.fails("find [x host/me").says("invalid pattern '[x'");
+    world.fails("find ../x host/me").says("finds nothing");
+    world.fails("find / host/me").says("finds nothing");
+    world.write("disk", "x");
+    world.ok("backup root.pxar:tree disk.img:disk --backup-id both --backup-time 1700000000");
+    world.fails("find x host/both --archive disk.img").says("has no names to find");
     world.ok("key create my.key --kdf none");
     world.ok("backup root.pxar:tree --backup-id me --backup-time 1700000006 --keyfile my.key");
     let run = world.fails("find app.conf host/me --output-format json");

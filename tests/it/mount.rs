@@ -293,6 +293,82 @@ fn an_image_is_a_file_and_a_block_device() {
     world.ok(&format!("unmap {name}"));
 }
 
+/// Several at once, in several namespaces, and never away from who uses it.
+#[test]
+fn maps_keep_out_of_each_others_way() {
+    if !can_mount() || !Path::new("/dev/loop-control").exists() {
+        return;
+    }
+    let world = world();
+    world.ok("namespace create n1");
+    world.write("other", noise(9, 3 << 20));
+    world.ok("backup disk.img:other --backup-id me --ns n1 --backup-time 1700000000");
+    let maps: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = world.command();
+            command.args(["map", "host/me", "disk.img"]);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    let runs: Vec<Run> =
+        maps.into_iter().map(|map| map.wait_with_output().unwrap().into()).collect();
+    let (won, lost): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.code == Some(0));
+    assert_eq!(won.len(), 1, "{:?}", runs.iter().map(|run| &run.stderr).collect::<Vec<_>>());
+    lost.iter().for_each(|run| {
+        run.says("already mapped, cannot map twice");
+    });
+    let device = won[0].stdout.trim().rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(fs::read(&device).unwrap(), noise(2, 5 << 20));
+    let other = world.ok("map host/me disk.img --ns n1").stdout;
+    let other = other.trim().rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(fs::read(&other).unwrap(), noise(9, 3 << 20));
+    world.ok(&format!("unmap {other}"));
+    let open = fs::File::open(&device).unwrap();
+    world.fails(&format!("unmap {device}")).says("has it open");
+    drop(open);
+    world.ok(&format!("unmap {device}"));
+    world.run(["unmap", ""]).assert_failed("no name");
+}
+
+#[test]
+fn a_mount_holds_nothing_of_its_callers() {
+    if !can_mount() {
+        return;
+    }
+    let world = world();
+    let point = Point::new(&world, "held");
+    // A lock of a script that goes on.
+    let script = format!(
+        "exec 9>lock; flock 9; {} mount host/me root.pxar held; exec 9>&-; flock -n lock true",
+        env!("CARGO_BIN_EXE_keepwell")
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(world.path(""));
+    for (name, value) in world.command().get_envs() {
+        value.map(|value| command.env(name, value));
+    }
+    let run = command.output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(point.is_mounted());
+    world.fails("mount host/me root.pxar held").says("something is mounted there");
+    let pid = rustix::process::Pid::from_raw(
+        fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .find(|pid| {
+                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                words.split(|byte| *byte == 0).any(|word| word == b"held")
+            })
+            .unwrap(),
+    );
+    rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::KILL).unwrap();
+    wait("it is gone", || fs::read_dir(&point.0).is_err());
+    // What the kernel still knows of the root decides which error it is.
+    world.fails("mount host/me root.pxar held").says("- `umount held` first");
+}
+
 /// Runs as the served user.
 fn served_run(served: &Served, line: &str) -> Run {
     let mut command = served.client_of(USER, PASSWORD);
@@ -329,8 +405,27 @@ fn a_server_is_asked_for_little_and_not_waited_for_long() {
     let error = fs::read(point.0.join("z-large")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5));
     served.start();
-    // Nobody waits again for some seconds.
+    // Nobody waits again for some seconds, and an idle mount holds no server up.
     wait("the server is asked again", || fs::read(point.0.join("z-large")).is_ok());
     assert_eq!(fs::read(point.0.join("z-large")).unwrap(), noise(3, 6 << 20));
     point.unmount();
+}
+
+/// An archive in a file is mounted, too, until somebody unmounts it.
+#[test]
+fn an_archive_file_is_mounted() {
+    if !can_mount() {
+        return;
+    }
+    let world = world();
+    world.ok("pxar create root.pxar tree");
+    let point = Point::new(&world, "file");
+    let mut child = world.command().args(["pxar", "mount", "root.pxar", "file"]).spawn().unwrap();
+    wait("it is mounted", || point.is_mounted());
+    assert_eq!(fs::read(point.0.join("b/c")).unwrap(), noise(1, 9 << 20));
+    assert_eq!(fs::metadata(point.0.join("b/a-again")).unwrap().nlink(), 2);
+    point.unmount();
+    assert!(child.wait().unwrap().success());
+    world.write("none.pxar", "none");
+    world.fails("pxar mount none.pxar file").says("none.pxar");
 }

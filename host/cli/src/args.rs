@@ -159,8 +159,8 @@ pub(crate) fn limits() -> [Arg; 2] {
 
 /// For what others wait for: the kernel, and whoever looks into a mounted backup.
 pub(crate) fn patience() -> Arg {
-    number("patience", "SECONDS", "Longest wait for a server before reading fails")
-        .default_value("30")
+    number("patience", "SECONDS", "How long a server may be silent before reading fails")
+        .default_value("10")
 }
 
 fn positive_size(text: &str) -> Result<u64, String> {

@@ -44,11 +44,17 @@ enum Slot {
     },
 }
 
-#[derive(Default)]
 struct Cache {
     slots: HashMap<usize, Slot>,
     bytes: usize,
+    limit: usize,
     clock: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { slots: HashMap::new(), bytes: 0, limit: CACHE_BYTES_MAX, clock: 0 }
+    }
 }
 
 /// An archive made of chunks.
@@ -78,6 +84,11 @@ impl ChunkedArchive {
 
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// Keeps so many bytes of opened chunks, for those who have many archives open.
+    pub fn limit_cache(&self, bytes: usize) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).limit = bytes;
     }
 
     /// From now on chunks are fetched before those who read one after another ask for them.
@@ -207,7 +218,7 @@ impl Cache {
         self.bytes += bytes.len();
         let used = self.clock;
         self.slots.insert(position, Slot::Ready { bytes, used });
-        while self.bytes > CACHE_BYTES_MAX {
+        while self.bytes > self.limit {
             let ready = self.slots.iter().filter_map(|(at, slot)| match slot {
                 Slot::Ready { used, .. } if *at != position => Some((*used, *at)),
                 _ => None,

@@ -330,6 +330,9 @@ impl Totals {
     }
 }
 
+/// A stream on its way, and what it may take again.
+type Started = (JoinHandle<Result<FileSummary>>, Option<Arc<Reusable>>);
+
 struct OpenStream {
     name: ArchiveName,
     reusable: Option<Arc<Reusable>>,
@@ -381,7 +384,7 @@ impl SnapshotDestination {
         chunking: Chunking,
         size: Option<u64>,
         pieces: Receiver<Piece>,
-    ) -> Result<(JoinHandle<Result<FileSummary>>, Option<Arc<Reusable>>)> {
+    ) -> Result<Started> {
         let (report, cancel) = (self.report.clone(), self.cancel.clone());
         let counters = self.counters.clone();
         let builder = thread::Builder::new().name("reader".into());

@@ -415,8 +415,8 @@ impl Job {
             let end = job.offset + (job.part.to - job.part.from) as u64;
             let problem = format!("bytes {} to {end}: {}", job.offset, chain(&error));
             shared.trouble(match error {
-                EngineError::Io { .. } => EngineError::Entry { path, problem },
-                _ => EngineError::Lost { path, problem },
+                error if error.is_damage() => EngineError::Lost { path, problem },
+                _ => EngineError::Entry { path, problem },
             });
         }
     }
@@ -629,6 +629,8 @@ impl Walk<'_> {
         target: &Path,
     ) -> Result<()> {
         let shown = target.display().to_string();
+        // Where something is chosen, a directory that is there stays as it is.
+        let stays = !self.patterns.is_empty() && target.symlink_metadata().is_ok();
         let mut builder = std::fs::DirBuilder::new();
         let made = builder.mode(0o700).recursive(true).create(target);
         made.map_err(io_error("create target directory", &*shown))?;
@@ -640,7 +642,7 @@ impl Walk<'_> {
             fd: OnceLock::from(fd),
             shared: self.shared.clone(),
             depth: 0,
-            bare: root_problem.is_some() || self.is_selection,
+            bare: root_problem.is_some() || self.is_selection || stays,
             is_above: false,
             is_new: AtomicBool::new(false),
         });

@@ -86,6 +86,15 @@ impl<'a, W: Write> TarWriter<'a, W> {
             records.push(("mtime".to_owned(), decimal(modified).into_bytes()));
         }
         for (name, value) in &metadata.extended {
+            // Who restores ACLs wants them as text.
+            let acl = match &name[..] {
+                b"system.posix_acl_access" => Some("SCHILY.acl.access"),
+                b"system.posix_acl_default" => Some("SCHILY.acl.default"),
+                _ => None,
+            };
+            if let Some((record, text)) = acl.zip(acl_text(value)) {
+                records.push((record.to_owned(), text.into_bytes()));
+            }
             // A record's name is text.
             if let Ok(name) = std::str::from_utf8(name) {
                 records.push((format!("SCHILY.xattr.{name}"), value.clone()));
@@ -115,6 +124,28 @@ impl<'a, W: Write> TarWriter<'a, W> {
     pub fn finish(self) -> Result<(W, u64)> {
         Ok((self.tar.into_inner().map_err(failed)?, self.left_out))
     }
+}
+
+/// A kernel's ACL as `getfacl -n` writes it, with commas; none where it is none.
+fn acl_text(value: &[u8]) -> Option<String> {
+    let entries = value.strip_prefix(&2u32.to_le_bytes())?;
+    let (entries, []) = entries.as_chunks::<8>() else { return None };
+    let text = entries.iter().map(|entry| {
+        let [tag, rights] = [[entry[0], entry[1]], [entry[2], entry[3]]].map(u16::from_le_bytes);
+        let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        let who = match tag {
+            0x01 => "user:".to_owned(),
+            0x02 => format!("user:{id}"),
+            0x04 => "group:".to_owned(),
+            0x08 => format!("group:{id}"),
+            0x10 => "mask:".to_owned(),
+            0x20 => "other:".to_owned(),
+            _ => return None,
+        };
+        let right = |bit, letter| if rights & bit != 0 { letter } else { '-' };
+        Some(format!("{who}:{}{}{}", right(4, 'r'), right(2, 'w'), right(1, 'x')))
+    });
+    Some(text.collect::<Option<Vec<_>>>()?.join(","))
 }
 
 /// Seconds with their fraction. Nanoseconds count forward, also from negative seconds.
@@ -159,6 +190,25 @@ fn header(entry: &Entry) -> tar::Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn acls_are_text() {
+        let entry = |tag: u16, rights: u16, id: u32| {
+            [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        let kernel = [
+            2u32.to_le_bytes().to_vec(),
+            entry(1, 6, u32::MAX),
+            entry(2, 5, 1000),
+            entry(4, 4, u32::MAX),
+            entry(16, 7, u32::MAX),
+            entry(32, 0, u32::MAX),
+        ];
+        let text = "user::rw-,user:1000:r-x,group::r--,mask::rwx,other::---";
+        assert_eq!(acl_text(&kernel.concat()).as_deref(), Some(text));
+        assert_eq!(acl_text(b"\x02\0\0\0short"), None);
+        assert_eq!(acl_text(b"\x01\0\0\0"), None);
+    }
 
     #[test]
     fn times_before_1970_have_their_fraction() {

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What is in an archive stays as it is.
 const FOREVER: Duration = Duration::from_secs(365 * 86_400);
@@ -28,12 +28,14 @@ const SOON: Duration = Duration::from_secs(1);
 /// Children asked of an archive at a time.
 const BATCH: u32 = 512;
 /// Archives that are open at a time; each has a cache of chunks.
-const OPEN_MAX: usize = 8;
+const OPEN_MAX: usize = 4;
 /// Entries kept for the requests that follow their being listed, and bytes of their attributes.
 const ENTRIES_KEPT: usize = 4096;
 const ENTRY_BYTES_KEPT: usize = 8 << 20;
 const NAME_BYTES_MAX: u32 = 255;
 const BLOCK_BYTES: u32 = 4096;
+/// After which the log says the same again.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 /// `FS_IOC_GETFLAGS`, which the kernel asks for with room for 4 bytes.
 const GET_FLAGS: u32 = 0x8008_6601;
 
@@ -97,6 +99,7 @@ struct OpenDirectory {
 
 pub(crate) struct Fs {
     log: Log,
+    last_told: Mutex<Option<(String, Instant)>>,
     inodes: Mutex<Inodes>,
     recent: Mutex<Recent>,
     open: Mutex<VecDeque<Arc<Lazy>>>,
@@ -116,6 +119,7 @@ impl Fs {
         let owner = std::fs::metadata("/proc/self").map_or((0, 0), |me| (me.uid(), me.gid()));
         Self {
             log,
+            last_told: Mutex::default(),
             inodes: Mutex::new(Inodes::new(root)),
             recent: Mutex::default(),
             open: Mutex::default(),
@@ -126,10 +130,17 @@ impl Fs {
         }
     }
 
-    /// What the kernel is told of a problem, once the log has it.
+    /// What the kernel is told of a problem, once the log has it. It may ask again and again.
     fn told(&self, problem: Problem) -> Errno {
         if !problem.text.is_empty() {
-            (self.log)(&problem.text);
+            let mut last = locked(&self.last_told);
+            let is_new = last
+                .as_ref()
+                .is_none_or(|(text, when)| *text != problem.text || when.elapsed() > TOLD_AGAIN);
+            if is_new {
+                (self.log)(&problem.text);
+                *last = Some((problem.text, Instant::now()));
+            }
         }
         problem.errno
     }

@@ -70,6 +70,9 @@ pub(crate) async fn listen(
     Ok(listeners)
 }
 
+/// How long sessions that read may go on after the end was asked for. A mount would never end.
+const READERS_GRACE: Duration = Duration::from_secs(5);
+
 /// Serves until `stop` is done, then lets running sessions finish for a while.
 pub(crate) async fn serve(
     server: Arc<Server>,
@@ -105,7 +108,11 @@ pub(crate) async fn serve(
     let grace = Duration::from_secs(server.config.shutdown_grace_seconds);
     let began = Instant::now();
     let mut told = false;
-    while server.tasks.count_running() > 0 && began.elapsed() < grace {
+    let is_busy = || match server.tasks.count_working() {
+        0 => server.tasks.count_running() > 0 && began.elapsed() < READERS_GRACE,
+        _ => true,
+    };
+    while is_busy() && began.elapsed() < grace {
         if !told {
             tracing::info!("waiting for {} running tasks", server.tasks.count_running());
             told = true;

@@ -152,6 +152,11 @@ impl Tasks {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Those that a restart would spoil: who reads connects again.
+    pub(crate) fn count_working(&self) -> usize {
+        self.running().values().filter(|task| task.upid.kind != "reader").count()
+    }
+
     pub(crate) fn count_running(&self) -> usize {
         self.running().len()
     }

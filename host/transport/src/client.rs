@@ -74,8 +74,8 @@ pub struct ClientOptions {
     pub now: fn() -> i64,
     /// set when the user wants to stop: nothing waits any longer then
     pub interrupt: Arc<AtomicBool>,
-    /// how long an answer is waited for in all, where somebody else waits for us; none for as long
-    /// as there is hope
+    /// how long a silent server is waited for, where somebody else waits for us; none for as long as
+    /// there is hope
     pub patience: Option<Duration>,
 }
 
@@ -212,7 +212,7 @@ impl Client {
 
     /// When patience ends with what begins now.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.inner.options.patience.map(|patience| Instant::now() + patience)
+        self.inner.patience().map(|patience| Instant::now() + patience)
     }
 
     pub(crate) fn block_on_until<T>(
@@ -298,6 +298,10 @@ impl Inner {
     fn place(&self) -> Place {
         let ClientOptions { host, port, proxy, .. } = &self.options;
         Place { host: host.clone(), port: *port, proxy: proxy.clone() }
+    }
+
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.options.patience
     }
 
     pub(crate) fn lost(&self, source: Option<hyper::Error>) -> Error {

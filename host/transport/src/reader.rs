@@ -164,61 +164,50 @@ impl RemoteReader {
     }
 
     /// Asks, as long as there is patience.
-    fn fetch(
-        &self,
-        deadline: Option<Instant>,
-        path: &str,
-        query: &Query,
-        bytes_max: usize,
-    ) -> Result<Vec<u8>> {
+    fn fetch(&self, path: &str, query: &Query, bytes_max: usize) -> Result<Vec<u8>> {
         let given_up = *self.given_up();
         if given_up.is_some_and(|until| Instant::now() < until) {
             return Err(Error::Timeout("waiting for the server"));
         }
         let began = match given_up {
             None => Ok(()),
-            Some(_) => self.reopen(self.current().1, deadline),
+            Some(_) => self.reopen(self.current().1, self.client.deadline()),
         };
-        let fetched = began.and_then(|()| self.fetch_until(deadline, path, query, bytes_max));
-        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let fetched = began.and_then(|()| self.fetch_on(path, query, bytes_max));
+        let is_impatient = self.client.deadline().is_some();
         *self.given_up() = match &fetched {
-            Err(error) if error.is_lost() && is_over => Some(Instant::now() + GIVEN_UP),
+            Err(error) if error.is_lost() && is_impatient => Some(Instant::now() + GIVEN_UP),
             Err(_) => given_up,
             Ok(_) => None,
         };
         fetched
     }
 
-    /// Asks, and asks again in a new session where the old one is lost.
-    fn fetch_until(
-        &self,
-        deadline: Option<Instant>,
-        path: &str,
-        query: &Query,
-        bytes_max: usize,
-    ) -> Result<Vec<u8>> {
-        let mut pauses = PAUSES.iter();
+    /// Asks, and asks again in a new session where the old one is lost: with little patience once.
+    fn fetch_on(&self, path: &str, query: &Query, bytes_max: usize) -> Result<Vec<u8>> {
+        let attempts = if self.client.deadline().is_some() { 1 } else { PAUSES.len() };
+        let mut pauses = PAUSES.iter().take(attempts);
         loop {
             let (session, generation) = self.current();
-            let asked = session.get(path, query, bytes_max);
-            let error = match self.client.block_on_until(deadline, asked) {
+            let error = match self.client.block_on(session.get(path, query, bytes_max)) {
                 Ok(bytes) => return Ok(bytes.into()),
                 Err(error) if error.is_lost() => error,
                 Err(error) => return Err(error),
             };
             drop(session);
+            // It did not answer: a new session would wait as long.
+            if matches!(error, Error::Timeout(_)) && attempts == 1 {
+                return Err(error);
+            }
             loop {
                 let Some(pause) = pauses.next() else { return Err(error) };
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return Err(error);
-                }
                 tracing::warn!("{error}: connecting again");
                 let pause = Duration::from_secs(*pause);
-                self.client.block_on_until(deadline, async {
+                self.client.block_on(async {
                     tokio::time::sleep(pause).await;
                     Ok(())
                 })?;
-                match self.reopen(generation, deadline) {
+                match self.reopen(generation, self.client.deadline()) {
                     Ok(()) => break,
                     Err(error @ (Error::Status { .. } | Error::Interrupted)) => return Err(error),
                     Err(_) => {}
@@ -238,8 +227,7 @@ impl SnapshotReader for RemoteReader {
     }
 
     fn read_file(&self, name: &ArchiveName) -> keepwell_store::Result<Vec<u8>> {
-        let bytes =
-            self.fetch(self.client.deadline(), "download", &download_query(name), FILE_BYTES_MAX)?;
+        let bytes = self.fetch("download", &download_query(name), FILE_BYTES_MAX)?;
         if name.kind() != ArchiveKind::Blob {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
             if !current.indexes.contains(name) {
@@ -271,15 +259,12 @@ impl ChunkStore for RemoteReader {
         }
         // What went wrong ahead of time is tried again.
         let gone = |_| Error::protocol("nobody asks for it any more");
-        let deadline = self.client.deadline();
-        let coming = coming.map(|coming| {
-            let answer = async { coming.await.map_err(gone).flatten() };
-            self.client.block_on_until(deadline, answer)
-        });
+        let coming = coming
+            .map(|coming| self.client.block_on(async { coming.await.map_err(gone).flatten() }));
         if let Some(Ok(bytes)) = coming {
             return Ok(bytes.into());
         }
-        Ok(self.fetch(deadline, "chunk", &chunk_query(digest), CHUNK_BYTES_MAX)?)
+        Ok(self.fetch("chunk", &chunk_query(digest), CHUNK_BYTES_MAX)?)
     }
 }
 

@@ -194,7 +194,7 @@ impl Session {
             let response = sender.send_request(request).await.map_err(lost)?;
             Ok((response.status(), self.receive(response.into_body(), limit).await?))
         };
-        let answer = self.moved.watch(IDLE_TIMEOUT, answer);
+        let answer = self.moved.watch(self.client.patience().unwrap_or(IDLE_TIMEOUT), answer);
         let (status, body) = self.client.interrupt.or(answer).await?;
         match status.is_success() {
             true => Ok(body),

@@ -16,13 +16,35 @@ impl ReadAt for Bytes {
     }
 }
 
-pub struct PxarArchive(Rc<Decoder<Bytes>>);
+pub struct PxarArchive {
+    decoder: Rc<Decoder<Bytes>>,
+    /// the table used last, in the order of the archive, and where it ends
+    table: RefCell<Option<(u64, Table)>>,
+}
+
+type Table = Rc<Vec<GoodbyeRow>>;
 
 impl PxarArchive {
+    /// The table that ends there. A large one is asked for again and again.
+    fn table(&self, end: u64) -> Result<Table, Failure> {
+        if let Some((known, rows)) = &*self.table.borrow()
+            && *known == end
+        {
+            return Ok(rows.clone());
+        }
+        let (_, mut rows) = self.decoder.table(end)?;
+        rows.sort_unstable_by_key(|row| row.start);
+        let rows = Rc::new(rows);
+        *self.table.borrow_mut() = Some((end, rows.clone()));
+        Ok(rows)
+    }
+
     /// Where a directory's table ends.
     fn end_of(&self, directory: Node) -> Result<u64, Failure> {
         match (directory.end, directory.at) {
-            (0, 0) => self.0.size().ok_or(Failure::Unsupported("a pxar archive in a pipe".into())),
+            (0, 0) => {
+                self.decoder.size().ok_or(Failure::Unsupported("a pxar archive in a pipe".into()))
+            }
             (0, at) => Err(Failure::Invalid(format!("directory {at} comes from a walk"))),
             (end, _) => Ok(end),
         }
@@ -30,7 +52,7 @@ impl PxarArchive {
 
     /// The child that begins at `start`; `end` is where its table says that it ends.
     fn entry_at(&self, start: u64, end: u64) -> Result<Entry, Failure> {
-        match self.0.next(start)? {
+        match self.decoder.next(start)? {
             Next::Entry(decoded) => {
                 let mut entry = decoded.entry;
                 entry.node.end = end;
@@ -55,22 +77,22 @@ impl Archive for PxarArchive {
             }
             _ => return Err(Failure::Invalid("a pxar archive has one stream or two".into())),
         };
-        Ok(Self(Rc::new(decoder)))
+        Ok(Self { decoder: Rc::new(decoder), table: RefCell::default() })
     }
 
     fn root(&self) -> Result<Entry, Failure> {
-        Ok(self.0.root()?.entry)
+        Ok(self.decoder.root()?.entry)
     }
 
     fn children(&self, dir: Node, after: Option<Node>, max: u32) -> Result<Children, Failure> {
-        let (_, mut rows) = self.0.table(self.end_of(dir)?)?;
-        rows.sort_unstable_by_key(|row| row.start);
-        if rows.windows(2).any(|pair| pair[0].end > pair[1].start) {
+        let rows = self.table(self.end_of(dir)?)?;
+        if after.is_none() && rows.windows(2).any(|pair| pair[0].end > pair[1].start) {
             let problem =
                 format!("pxar archive: the table that ends at {} overlaps itself", dir.end);
             return Err(Failure::Corrupt(problem));
         }
-        let rest = rows.iter().filter(|row| after.is_none_or(|after| row.start > after.at));
+        let from = after.map_or(0, |after| rows.partition_point(|row| row.start <= after.at));
+        let rest = rows[from..].iter();
         let read = |row: &GoodbyeRow| {
             let node = Node { at: row.start, end: row.end };
             self.entry_at(row.start, row.end).map_err(|failure| Damage { node, failure })
@@ -80,7 +102,7 @@ impl Archive for PxarArchive {
 
     fn child(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>, Failure> {
         let hash = name_hash(name);
-        let (_, rows) = self.0.table(self.end_of(directory)?)?;
+        let rows = self.table(self.end_of(directory)?)?;
         for row in rows.iter().filter(|row| row.hash == hash) {
             let entry = self.entry_at(row.start, row.end)?;
             if entry.name == name {
@@ -95,9 +117,9 @@ impl Archive for PxarArchive {
     }
 
     fn walk(&self) -> Result<PxarWalk, Failure> {
-        let Decoded { next, .. } = self.0.root()?;
+        let Decoded { next, .. } = self.decoder.root()?;
         let place = Place { next, depth: 1 };
-        Ok(PxarWalk { decoder: self.0.clone(), place: RefCell::new(place) })
+        Ok(PxarWalk { decoder: self.decoder.clone(), place: RefCell::new(place) })
     }
 }
 

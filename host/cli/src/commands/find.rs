@@ -15,6 +15,7 @@ use keepwell_engine::pattern::{PatternList, Verdict};
 use keepwell_engine::plugin::{Alignment, Document, Layout, Rendering};
 use keepwell_engine::report::shown_path;
 use keepwell_model::catalog::CatalogKind;
+use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, GroupId, SnapshotId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -49,6 +50,21 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .args(output_options(plugins))
 }
 
+/// A pattern for something to find.
+pub(crate) fn searched(pattern: &[u8]) -> Result<PatternList> {
+    let is_dot = |part: &[u8]| part == b"." || part == b"..";
+    let finds_nothing = pattern.iter().all(|byte| *byte == b'/')
+        || pattern.starts_with(b"!")
+        || pattern.split(|byte| *byte == b'/').any(is_dot);
+    if finds_nothing {
+        let pattern = shown_path(pattern);
+        bail!(
+            "the pattern '{pattern}' finds nothing: give names from the root, such as '/etc/*.conf'"
+        );
+    }
+    selection(std::iter::once(pattern))
+}
+
 /// Where a file was found: an archive as users call it, and the path in it.
 type Place = (String, Vec<u8>);
 
@@ -72,12 +88,9 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let mut parameters = CryptParameters::of(matches)?;
     let Some(pattern) = matches.get_one::<OsString>("pattern") else { bail!("missing argument") };
-    if pattern.is_empty() || pattern.as_bytes().starts_with(b"!") {
-        bail!("the pattern '{}' finds nothing: give one of what to find", pattern.display());
-    }
     let archive = matches.get_one::<String>("archive");
     let mut search = Search {
-        patterns: selection(std::iter::once(pattern.as_bytes()))?,
+        patterns: searched(pattern.as_bytes())?,
         archive: archive.cloned(),
         ..Search::default()
     };
@@ -99,6 +112,17 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         && !items.iter().flat_map(|item| &item.files).any(|file| is_wanted(&file.filename))
     {
         bail!("no snapshot of {group} has an archive '{wanted}'");
+    }
+    let has_names = |name: &str| {
+        name.ends_with(ArchiveKind::Dynamic.extension()) && name != ArchiveName::catalog().as_str()
+    };
+    if let Some(wanted) = archive
+        && !items
+            .iter()
+            .flat_map(|item| &item.files)
+            .any(|file| is_wanted(&file.filename) && has_names(&file.filename))
+    {
+        bail!("'{wanted}' is one file and has no names to find");
     }
     items.sort_by_key(|item| item.backup_time);
     let is_part = |file: &str| {

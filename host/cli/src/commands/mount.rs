@@ -12,10 +12,11 @@ use crate::plugins::Plugins;
 use crate::repository::Repository;
 use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use keepwell_engine::archive::ChunkedArchive;
+use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::catalog::Catalog;
 use keepwell_engine::plugin::Archive;
 use keepwell_engine::report::Report;
+use keepwell_engine::restore::PlainContent;
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
 use keepwell_mount::{Child, Directory, Links, Log, Mounted, OpenArchive, Opener, Problem, Root};
@@ -28,10 +29,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Opened chunks that are kept for a stream: of one archive, and of several.
+const CACHE_BYTES: usize = 48 << 20;
+const SHARED_CACHE_BYTES: usize = 20 << 20;
 /// Further names of files that are counted. Where there are more, each file says that it may have some.
 const NAMES_COUNTED: usize = 20_000;
 /// Entries of metadata that lies apart, walked to count names.
 const ENTRIES_WALKED: u64 = 2_000_000;
+/// ENOTCONN: nobody serves the mount any more.
+const NOT_CONNECTED: i32 = 107;
 /// How long a file system that was unmounted may be held by who uses it.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -73,14 +79,9 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     let in_background = !is_set(matches, "verbose");
     if in_background && !background::is_it() {
-        return background::start();
+        return background::start(matches);
     }
-    let target = target
-        .canonicalize()
-        .map_err(|error| anyhow!("unable to mount on '{}': {error}", target.display()))?;
-    if !target.is_dir() {
-        bail!("unable to mount on '{}': it is no directory", target.display());
-    }
+    let target = mount_point(target)?;
     let repository = Repository::find(matches.get_one("repository"))?;
     let (root, source) = match is_all {
         true => (all::root(plugins, matches)?, repository.to_string()),
@@ -98,6 +99,58 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     Ok(mounted.run()?)
 }
 
+fn mount_point(given: &Path) -> Result<PathBuf> {
+    let shown = given.display();
+    let failed = |error: std::io::Error| match error.raw_os_error() {
+        Some(NOT_CONNECTED) => anyhow!(
+            "unable to mount on '{shown}': there is a mount whose process is gone - `umount {shown}` first"
+        ),
+        _ => anyhow!("unable to mount on '{shown}': {error}"),
+    };
+    let target = given.canonicalize().map_err(failed)?;
+    if !target.metadata().map_err(failed)?.is_dir() {
+        bail!("unable to mount on '{shown}': it is no directory");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let is_ours = mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == target.to_str()
+            && fields.next().is_some_and(|kind| kind.starts_with("fuse"))
+    });
+    match is_ours {
+        true => bail!(
+            "unable to mount on '{shown}': something is mounted there - `umount {shown}` first"
+        ),
+        false => Ok(target),
+    }
+}
+
+/// An archive that is a file, in the foreground.
+pub(crate) fn mount_file(
+    plugin: Plugin,
+    bytes: Arc<dyn RandomAccess>,
+    target: &Path,
+    source: &str,
+) -> Result<()> {
+    let target = mount_point(target)?;
+    let open = move || -> Result<OpenArchive> {
+        let (report, notices) = Report::new();
+        drop(notices);
+        let mut reader = plugin.reader(report, Cancel::default())?;
+        let mut archive = reader.open(vec![bytes.clone()]).map_err(EngineError::from)?;
+        archive.root()?;
+        let links = links_of(&mut *archive, ENTRIES_WALKED);
+        let links = links.ok().flatten().map_or(Links::Unknown, Links::Known);
+        let content = Arc::new(PlainContent(vec![bytes.clone()]));
+        Ok(OpenArchive::new(archive, reader, content, links))
+    };
+    open()?;
+    let root = Root::Archive(Box::new(move || open().map_err(|error| problem(&error))));
+    let mut mounted = mounted(root, &target, source, log(false))?;
+    end_on_signal(mounted.unmounter(), || {})?;
+    Ok(mounted.run()?)
+}
+
 fn log(in_background: bool) -> Log {
     match in_background {
         true => background::log(),
@@ -107,7 +160,9 @@ fn log(in_background: bool) -> Log {
 
 fn mounted(root: Root, target: &Path, source: &str, log: Log) -> Result<Mounted> {
     Mounted::new(root, target, source, log).map_err(|error| {
+        let is_shut = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err();
         let hint = match error.kind() {
+            std::io::ErrorKind::PermissionDenied if is_shut => " - /dev/fuse can't be opened",
             std::io::ErrorKind::NotFound => " - is FUSE there (modprobe fuse)?",
             std::io::ErrorKind::PermissionDenied => {
                 " - without root, fusermount3 has to be installed"
@@ -140,12 +195,14 @@ fn reader_of(plugins: &Plugins, extension: &str) -> Result<(Plugin, bool)> {
 
 /// Opens the archive now, to find out whether that can be done, and again whenever it was closed.
 fn opener(plugin: Plugin, opened: Arc<Opened>, files: ArchiveFiles) -> Result<Opener> {
-    let first = Mutex::new(Some(open_archive(&plugin, &opened, &files)?));
+    let first = Mutex::new(Some(open_archive(&plugin, &opened, &files, CACHE_BYTES)?));
     Ok(Box::new(move || {
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(open) => Ok(open),
-            None => open_archive(&plugin, &opened, &files).map_err(|error| problem(&error)),
+            None => {
+                open_archive(&plugin, &opened, &files, CACHE_BYTES).map_err(|error| problem(&error))
+            }
         }
     }))
 }
@@ -160,10 +217,18 @@ fn problem(error: &anyhow::Error) -> Problem {
     }
 }
 
-fn open_archive(plugin: &Plugin, opened: &Opened, files: &ArchiveFiles) -> Result<OpenArchive> {
+fn open_archive(
+    plugin: &Plugin,
+    opened: &Opened,
+    files: &ArchiveFiles,
+    cache_bytes: usize,
+) -> Result<OpenArchive> {
     let stored = StoredArchive::open(&opened.reader, files, opened.key.as_ref())?;
     if let StoredArchive::Chunked(streams) = &stored {
-        streams.iter().for_each(ChunkedArchive::read_ahead);
+        for stream in streams {
+            stream.limit_cache(cache_bytes);
+            stream.read_ahead();
+        }
     }
     let (report, notices) = Report::new();
     drop(notices);

@@ -167,6 +167,9 @@ impl ArchiveFiles {
 
     /// What a manifest has under this name: an archive's own, or that of a file that it is kept in.
     pub(crate) fn find(types: &Types, manifest: &Manifest, given: &str) -> Result<Self> {
+        if given.is_empty() {
+            bail!("the name of the archive is empty");
+        }
         let name = ArchiveName::from_user(given)?;
         let all = Self::all(types, manifest);
         let has = |archive: &&Self| archive.files.iter().any(|file| file.name == name);

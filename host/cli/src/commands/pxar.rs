@@ -1,6 +1,7 @@
-//! `pxar create|extract|list`: archives in files and pipes.
+//! `pxar create|extract|list|mount`: archives in files and pipes.
 
 use super::cancel_on_signal;
+use super::mount::mount_file;
 use super::restore::{self, output_of, output_options, pattern_option, selection};
 use crate::args::{flag, is_set, number, option, option_values, plugin_options};
 use crate::files;
@@ -51,7 +52,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
     };
     let leave_out = |name, help| flag(name, help);
     Command::new("pxar")
-        .about("Make, extract and list pxar archives in files and pipes")
+        .about("Make, extract, list and mount pxar archives in files and pipes")
         .infer_subcommands(true)
         .subcommand_required(true)
         .subcommand(
@@ -105,6 +106,21 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 .about("List what is in an archive; PXAR_LOG=debug shows metadata, too")
                 .arg(archive_argument()),
         )
+        .subcommand(
+            Command::new("mount")
+                .about(
+                    "Mount an archive read-only, and stay in the foreground until it is unmounted",
+                )
+                .arg(archive_argument().help("Archive file"))
+                .arg(
+                    Arg::new("mountpoint")
+                        .value_name("TARGET")
+                        .help("Directory to mount on")
+                        .required(true)
+                        .value_parser(value_parser!(PathBuf)),
+                )
+                .arg(flag("verbose", "Does nothing: what can't be read is always told")),
+        )
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -112,7 +128,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         Some(("create", matches)) => create(plugins, matches),
         Some(("extract", matches)) => extract(plugins, matches),
         Some(("list", matches)) => list(plugins, matches),
-        _ => bail!("use create, extract or list"),
+        Some(("mount", matches)) => mount(plugins, matches),
+        _ => bail!("use create, extract, list or mount"),
     }
 }
 
@@ -190,6 +207,18 @@ fn open_archive(archive: &Path) -> Result<(Arc<dyn RandomAccess>, bool)> {
 
 fn reader(plugins: &Plugins) -> Result<&Loaded> {
     plugins.reader_for(EXTENSION).context("there is no plugin for pxar archives")
+}
+
+fn mount(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let archive = path(matches, "archive")?;
+    let shown = archive.display().to_string();
+    let (bytes, sequential) = open_archive(archive).with_context(|| format!("'{shown}'"))?;
+    if sequential {
+        bail!("'{shown}' is no regular file: it can't be mounted");
+    }
+    let plugin = reader(plugins)?.plugin.clone();
+    let target = path(matches, "mountpoint")?;
+    mount_file(plugin, bytes, target, &shown).with_context(|| format!("'{shown}'"))
 }
 
 fn selected(matches: &ArgMatches) -> Result<PatternList> {

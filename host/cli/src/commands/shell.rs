@@ -7,6 +7,7 @@ mod line;
 
 use self::browser::{Browser, joined, path_of, shown};
 use self::editor::{Completion, Words};
+use super::find::searched;
 use super::opened::Opened;
 use super::pxar::mode_text;
 use super::restore::{
@@ -32,8 +33,9 @@ use keepwell_engine::restore::RestoreRequest;
 use rustyline::error::ReadlineError;
 use rustyline::{CompletionType, Config, Editor};
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -75,6 +77,11 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         false => shell.read(&mut io::stdin().lock()),
     }
 }
+
+/// Longer lines are no commands.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+/// As much of a line its error shows.
+const LINE_SHOWN_CHARS: usize = 60;
 
 /// What was chosen for `restore-selected`.
 #[derive(PartialEq, Eq)]
@@ -140,7 +147,7 @@ fn commands() -> Vec<(Command, Words)> {
                         .value_parser(value_parser!(OsString)),
                 )
                 .arg(flag("select", "Add the pattern to the selection")),
-            Words::Paths,
+            Words::Other,
         ),
         (
             Command::new("list-selected")
@@ -203,12 +210,17 @@ impl<'a> Shell<'a> {
             let line = editor.readline(&prompt);
             at_prompt.store(false, Ordering::Relaxed);
             match line {
-                Ok(line) => {
-                    let (next, _) = self.line(line.as_bytes());
-                    // Whatever Ctrl-C ended.
-                    interrupt().store(false, Ordering::Relaxed);
-                    if next == Next::End {
-                        return Ok(());
+                Ok(text) => {
+                    // What was pasted may be several.
+                    for line in text.lines() {
+                        let (next, _) = self.line(line.as_bytes(), None);
+                        if next == Next::End {
+                            return Ok(());
+                        }
+                        // Ctrl-C ends this one and those after it.
+                        if interrupt().swap(false, Ordering::Relaxed) {
+                            break;
+                        }
                     }
                 }
                 Err(ReadlineError::Eof) => return Ok(()),
@@ -220,14 +232,18 @@ impl<'a> Shell<'a> {
 
     /// Commands of a script. A failure does not end it, but counts.
     fn read(&mut self, input: &mut dyn BufRead) -> Result<()> {
-        let mut failures = 0u64;
+        let (mut failures, mut number) = (0u64, 0u64);
         let mut line = Vec::new();
         loop {
             line.clear();
-            if input.read_until(b'\n', &mut line)? == 0 {
+            if input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
                 break;
             }
-            let (next, failed) = self.line(&line);
+            number += 1;
+            if line.len() as u64 == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+                bail!("line {number} has more than {LINE_BYTES_MAX} bytes");
+            }
+            let (next, failed) = self.line(&line, Some(number));
             failures += u64::from(failed);
             if interrupt().load(Ordering::Relaxed) {
                 bail!("interrupted");
@@ -252,15 +268,23 @@ impl<'a> Shell<'a> {
         format!("pxar:/{} > ", names.collect::<Vec<_>>().join("/"))
     }
 
-    /// Runs a line and tells its error. Also says whether there was one.
-    fn line(&mut self, line: &[u8]) -> (Next, bool) {
+    /// Runs a line, of a script with a number, and tells its error. Also says whether there was one.
+    fn line(&mut self, line: &[u8], number: Option<u64>) -> (Next, bool) {
         match self.run(line) {
             Ok(next) => (next, false),
             Err(error) => match error.downcast::<Shown>() {
                 Ok(Shown(text)) => (Next::GoOn, write!(io::stdout(), "{text}").is_err()),
                 Err(error) => {
                     let _ = io::stdout().flush();
-                    let _ = writeln!(io::stderr(), "Error: {}", one_line(&error));
+                    let text = one_line(&error);
+                    let _ = match number {
+                        None => writeln!(io::stderr(), "Error: {text}"),
+                        Some(number) => {
+                            let shown = shown_path(line.trim_ascii());
+                            let short: String = shown.chars().take(LINE_SHOWN_CHARS).collect();
+                            writeln!(io::stderr(), "Error: line {number} ({short}): {text}")
+                        }
+                    };
                     (Next::GoOn, true)
                 }
             },
@@ -299,7 +323,7 @@ impl<'a> Shell<'a> {
             "find" => {
                 let pattern = matches.get_one::<OsString>("pattern").map(|given| given.as_bytes());
                 let pattern = pattern.unwrap_or_default();
-                let patterns = selection(std::iter::once(pattern))?;
+                let patterns = searched(pattern)?;
                 let found = find(&mut browser, &patterns, out)?;
                 let selected = Selected::Pattern(pattern.to_vec());
                 if is_set(matches, "select") && found && !self.selected.contains(&selected) {
@@ -447,7 +471,14 @@ fn list_selected(
     if selected.is_empty() {
         return Ok(());
     }
-    let patterns = pattern_list(selected)?;
+    let patterns = match &paths {
+        Some(_) => PatternList::default(),
+        None => pattern_list(selected)?,
+    };
+    let chosen: HashSet<&EntryPath> = paths.iter().flatten().collect();
+    // All directories above them.
+    let above: HashSet<&[Vec<u8>]> =
+        chosen.iter().flat_map(|path| (0..path.len()).map(|length| &path[..length])).collect();
     let everything = selected.contains(&Selected::Path(Vec::new()));
     // Whether what is below the directories that are open is selected.
     let mut wanted = vec![everything];
@@ -458,7 +489,7 @@ fn list_selected(
         let is_wanted = match patterns.judge(&whole, named.directory.is_some()) {
             Verdict::Include => true,
             Verdict::Exclude => false,
-            Verdict::None => inherited,
+            Verdict::None => inherited || chosen.contains(&path.to_vec()),
         };
         if is_wanted {
             print_line(out, &whole, at_terminal)?;
@@ -467,8 +498,7 @@ fn list_selected(
             wanted.push(is_wanted);
         }
         // Nothing below other directories was selected by its path.
-        let leads = |paths: &Vec<EntryPath>| paths.iter().any(|chosen| chosen.starts_with(path));
-        Ok(is_wanted || paths.as_ref().is_none_or(leads))
+        Ok(is_wanted || paths.is_none() || above.contains(path))
     })
 }
 

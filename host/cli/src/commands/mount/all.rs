@@ -1,6 +1,6 @@
 //! All backups of a repository as directories: namespaces, types, ids, times, archives.
 
-use super::{open_archive, problem, reader_of};
+use super::{SHARED_CACHE_BYTES, open_archive, problem, reader_of};
 use crate::args::namespace_of;
 use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::encryption::CryptParameters;
@@ -196,6 +196,6 @@ impl Backups {
         let reader = self.store.sessions().open(namespace, snapshot)?;
         let opened = Opened::new(reader, &self.parameters, self.key.clone())?;
         let files = ArchiveFiles::find(&self.types, &opened.manifest, name)?;
-        open_archive(plugin, &opened, &files)
+        open_archive(plugin, &opened, &files, SHARED_CACHE_BYTES)
     }
 }

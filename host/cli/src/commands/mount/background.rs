@@ -5,8 +5,11 @@ use crate::exit::Told;
 use crate::output::write_out;
 use crate::repository::Repository;
 use anyhow::{Context, Result};
+use clap::ArgMatches;
 use keepwell_mount::Log;
+use rustix::io::FdFlags;
 use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -21,8 +24,30 @@ pub(super) fn is_it() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
+/// The other keeps no descriptor of the caller open, a lock for one, but those that keys and passwords are
+/// read from.
+fn close_others(matches: &ArgMatches) -> Result<()> {
+    let named = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().ends_with(b"_FD"));
+    let named = named.filter_map(|(_, value)| value.to_str()?.parse::<i32>().ok());
+    let key = matches.try_get_one::<u32>("keyfd").ok().flatten();
+    let kept: Vec<i32> = named.chain(key.and_then(|number| i32::try_from(*number).ok())).collect();
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let number = entry.file_name().to_str().and_then(|number| number.parse::<i32>().ok());
+        let Some(number) = number.filter(|number| *number > 2 && !kept.contains(number)) else {
+            continue;
+        };
+        // SAFETY: the descriptor is only borrowed for the call, which fails where it is not open; what
+        // it belongs to does not change but for programs started later.
+        #[allow(unsafe_code, reason = "there is no other way to name a descriptor of the caller")]
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
 /// Starts it, and ends well when it is ready, or as badly as it does.
-pub(super) fn start() -> Result<()> {
+pub(super) fn start(matches: &ArgMatches) -> Result<()> {
+    close_others(matches)?;
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {

@@ -2,7 +2,7 @@
 //! places and messages are the reference's (cli.md, map), so that either takes back what the other mapped.
 
 use super::{background, end_on_signal, log, mounted, opener, reader_of};
-use crate::args::{flag, is_set, limits, namespace, patience, repository};
+use crate::args::{flag, is_set, limits, namespace, namespace_of, patience, repository};
 use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::commands::restore::snapshot_or_group;
 use crate::encryption::key_options;
@@ -12,6 +12,7 @@ use crate::repository::Repository;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command};
 use keepwell_mount::{Mounted, Root};
+use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::fmt::Write;
@@ -152,7 +153,7 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     }
     let in_background = !is_set(matches, "verbose");
     if in_background && !background::is_it() {
-        return background::start();
+        return background::start(matches);
     }
     let repository = Repository::find(matches.get_one("repository"))?;
     let opened = Opened::of(matches, snapshot)?;
@@ -160,9 +161,11 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let (plugin, _) = reader_of(plugins, &files.extension)?;
     let opener = opener(plugin, Arc::new(opened), files)?;
 
-    let name = format!("{repository}:{snapshot}/{archive}");
+    let namespace = namespace_of(matches);
+    let place = if namespace.is_root() { String::new() } else { format!("{namespace}/") };
+    let name = format!("{repository}:{place}{snapshot}/{archive}");
     let mapping = Mapping::named(&name);
-    DirBuilder::new().recursive(true).mode(0o700).create(STATE_DIR)?;
+    let turn = take_turn()?;
     if mapping.process().is_some() {
         bail!("the given archive is already mapped, cannot map twice");
     }
@@ -173,20 +176,30 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         }
         _ => anyhow!("unable to create '{}': {error}", mapping.path.display()),
     })?;
-    let served = serve(&mapping, opener, &name, in_background, &repository);
+    let served = serve(&mapping, opener, &name, turn, in_background.then_some(&repository));
     // However it ended.
     mapping.clean();
     served
 }
 
+/// One at a time changes what is mapped.
+fn take_turn() -> Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(STATE_DIR)?;
+    let turn = File::open(STATE_DIR)?;
+    rustix::fs::flock(&turn, FlockOperation::LockExclusive)?;
+    Ok(turn)
+}
+
 /// Serves the image until it is taken back.
+/// In the background where there is a repository to be found from there.
 fn serve(
     mapping: &Mapping,
     opener: keepwell_mount::Opener,
     name: &str,
-    in_background: bool,
-    repository: &Repository,
+    turn: File,
+    repository: Option<&Repository>,
 ) -> Result<()> {
+    let in_background = repository.is_some();
     let root = Root::Archive(opener);
     let mut mounted: Mounted = mounted(root, &mapping.path, name, log(in_background))?;
     let path = mapping.path.clone();
@@ -198,7 +211,8 @@ fn serve(
     let device = loop_device(&mapping.path)?;
     fs::write(mapping.pid_file(), std::process::id().to_string())?;
     write_out(format!("Image '{name}' mapped on {device}\n").as_bytes())?;
-    if in_background {
+    drop(turn);
+    if let Some(repository) = repository {
         background::detach(repository)?;
     }
     serving.join().map_err(|_| anyhow!("a thread ended unexpectedly"))??;
@@ -235,13 +249,17 @@ pub(crate) fn unmap(matches: &ArgMatches) -> Result<()> {
         None => Mapping::named(name),
     };
     let missing = || anyhow!("no mapping for name '{name}' found");
+    if name.is_empty() || !Path::new(STATE_DIR).is_dir() {
+        return Err(missing());
+    }
+    let _turn = take_turn()?;
     if mapping.path.symlink_metadata().is_err() {
         return Err(missing());
     }
     if let Some(device) = mapping.device()
-        && let Some(place) = mounted_on(&device)
+        && let Some(user) = user_of(&device)
     {
-        bail!("{device} is in use: it is mounted on '{place}' - unmount that first");
+        bail!("{device} is in use: {user} - end that first");
     }
     let Some(pid) = mapping.process() else {
         mapping.clean();
@@ -260,21 +278,57 @@ pub(crate) fn unmap(matches: &ArgMatches) -> Result<()> {
     Ok(())
 }
 
-/// Where a device or a partition of it is mounted.
-fn mounted_on(device: &str) -> Option<String> {
+/// Who uses a device or a partition of it.
+fn user_of(device: &str) -> Option<String> {
+    // Not those whose number only begins alike.
+    let is_it = |path: &str| {
+        path.strip_prefix(device).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
+    };
+    if let Some(place) = mounted_on(&is_it) {
+        return Some(format!("it is mounted on '{place}'"));
+    }
+    let above = loop_devices().into_iter().find(|(_, file)| file.to_str().is_some_and(is_it));
+    if let Some((other, _)) = above {
+        return Some(format!("{other} is made of it"));
+    }
+    let name = device.strip_prefix("/dev/")?;
+    let mut holders = fs::read_dir(format!("/sys/block/{name}/holders")).ok()?.flatten();
+    if let Some(holder) = holders.next() {
+        return Some(format!("{} is made of it", holder.file_name().display()));
+    }
+    // Others open a new device for a moment, to see what is on it.
+    for _ in 0..5 {
+        opened_by(&is_it)?;
+        std::thread::sleep(LOOK_EVERY);
+    }
+    opened_by(&is_it).map(|pid| format!("process {pid} has it open"))
+}
+
+/// A process that has such a file open.
+fn opened_by(is_it: &dyn Fn(&str) -> bool) -> Option<u32> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.find(|pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path.to_str().is_some_and(is_it)))
+    })
+}
+
+/// Where a device is mounted.
+fn mounted_on(is_it: &dyn Fn(&str) -> bool) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mut lines = mounts.lines().map(|line| line.split(' '));
     lines.find_map(|mut fields| {
-        let rest = fields.next()?.strip_prefix(device)?;
-        // Not those whose number only begins alike.
-        let is_it = rest.is_empty() || rest.starts_with('p');
-        fields.next().filter(|_| is_it).map(str::to_owned)
+        let device = fields.next()?;
+        fields.next().filter(|_| is_it(device)).map(str::to_owned)
     })
 }
 
 /// Everything that is mapped; what was left over goes.
 fn list() -> Result<()> {
     let mut lines = String::new();
+    let _turn = Path::new(STATE_DIR).is_dir().then(take_turn).transpose()?;
     for entry in fs::read_dir(STATE_DIR).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = entry.file_name().into_string().unwrap_or_default();

@@ -108,11 +108,17 @@ fn escaped(rest: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     }
 }
 
+/// What moves a terminal's cursor, or hides and turns round what is near it.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// A word that [`split`] takes back to these bytes, all of it printable.
 pub(super) fn quoted(bytes: &[u8]) -> String {
     let text = std::str::from_utf8(bytes).ok();
     let mut out = String::new();
-    match text.filter(|text| !text.chars().any(char::is_control)) {
+    match text.filter(|text| !text.chars().any(is_unseen)) {
         Some("") => out += "''",
         Some(text) => {
             for c in text.chars() {
@@ -128,7 +134,7 @@ pub(super) fn quoted(bytes: &[u8]) -> String {
                 for c in chunk.valid().chars() {
                     match c {
                         '\'' | '\\' => out.extend(['\\', c]),
-                        c if c.is_control() => push_hex(&mut out, c.to_string().as_bytes()),
+                        c if is_unseen(c) => push_hex(&mut out, c.to_string().as_bytes()),
                         c => out.push(c),
                     }
                 }
@@ -176,7 +182,7 @@ mod tests {
         #[test]
         fn what_is_quoted_is_one_word(bytes: Vec<u8>) {
             let line = quoted(&bytes);
-            prop_assert!(!line.chars().any(char::is_control));
+            prop_assert!(!line.chars().any(is_unseen));
             let (words, problem) = split(line.as_bytes());
             prop_assert_eq!(problem, None);
             prop_assert_eq!(words, vec![Word { start: 0, bytes }]);
