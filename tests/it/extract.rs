@@ -193,3 +193,29 @@ fn a_target_that_is_there_stays_as_it_is_where_something_is_chosen() {
     world.ok("restore host/me root.pxar new --pattern etc/fstab");
     assert_eq!(mode(&world, "new"), mode(&world, "tree"));
 }
+
+/// Names that are long, and no text, are in a tar as they are.
+#[test]
+fn long_and_odd_names_are_in_a_tar() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::new();
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\n");
+    let (dir, name) = (world.path("tree").join(odd), "d".repeat(120));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(&name), "content").unwrap();
+    fs::write(dir.join("a".repeat(98 - 3)), "just fits").unwrap();
+    std::os::unix::fs::symlink(odd.to_os_string(), dir.join("link")).unwrap();
+    std::os::unix::fs::symlink("t".repeat(300), dir.join("long")).unwrap();
+    fs::hard_link(dir.join(&name), dir.join("e".repeat(200))).unwrap();
+    world.ok("backup root.pxar:tree --backup-id me");
+    let run = world.ok("extract host/me root.pxar / --to -");
+    world.write("x.tar", &run.stdout_bytes);
+    fs::create_dir(world.path("out")).unwrap();
+    let mut untar = std::process::Command::new("tar");
+    untar.arg("-xf").arg(world.path("x.tar")).arg("-C").arg(world.path("out"));
+    assert!(untar.status().unwrap().success());
+    let mut diff = std::process::Command::new("diff");
+    diff.args(["-r", "--no-dereference"]).arg(world.path("tree")).arg(world.path("out"));
+    let run = diff.output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+}

@@ -222,3 +222,55 @@ fn a_server_lends_what_is_unchanged() {
         .status();
     assert!(same.unwrap().success());
 }
+
+/// What is away for a moment while others are backed up is in the snapshot as it was, or not at all, and
+/// never zeros from then on.
+#[test]
+fn what_vanishes_for_a_moment_does_not_become_zeros() {
+    let world = World::new();
+    for file in 0..4u64 {
+        world.write(&format!("tree/a/large{file}"), noise(file, 12 << 20));
+    }
+    for file in 0..600u64 {
+        world.write(&format!("tree/z/s{file:03}"), format!("content {file}"));
+    }
+    let backup = |time: u64| {
+        let mut command = world.command();
+        command.args(["backup", "root.pxar:tree", "--backup-id", "me", "--backup-time"]);
+        command.arg(time.to_string()).args(["--change-detection-mode", "metadata"]);
+        command
+    };
+    assert!(backup(1_700_000_000).output().unwrap().status.success());
+    fs::create_dir(world.path("hide")).unwrap();
+    let names: Vec<String> = (300..400).map(|file| format!("s{file}")).collect();
+    for (turn, delay) in [20, 60, 120, 200].into_iter().enumerate() {
+        for file in 0..4u64 {
+            fs::write(
+                world.path(&format!("tree/a/large{file}")),
+                noise(9 + file + delay, 12 << 20),
+            )
+            .unwrap();
+        }
+        let mut child = backup(1_700_000_001 + turn as u64).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        let go = |from: &str, to: &str| {
+            for name in &names {
+                fs::rename(world.path(from).join(name), world.path(to).join(name)).unwrap();
+            }
+        };
+        go("tree/z", "hide");
+        assert!(child.wait().unwrap().success());
+        go("hide", "tree/z");
+        world.ok(&format!("restore {} root.pxar out{turn}", at(1 + turn as u64)));
+        for name in &names {
+            let restored = fs::read(world.path(&format!("out{turn}/z/{name}")));
+            let source = fs::read(world.path(&format!("tree/z/{name}"))).unwrap();
+            assert!(restored.is_err() || restored.is_ok_and(|bytes| bytes == source), "{name}");
+        }
+    }
+    assert!(backup(1_700_000_010).output().unwrap().status.success());
+    world.ok("restore host/me root.pxar last");
+    let same =
+        Command::new("diff").arg("-r").arg(world.path("tree")).arg(world.path("last")).status();
+    assert!(same.unwrap().success());
+}

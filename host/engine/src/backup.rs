@@ -1,11 +1,12 @@
 //! Makes a snapshot: archive after archive, then catalog and manifest.
 
 use crate::error::{EngineError, Result};
+use crate::pipeline::MadeUp;
 use crate::pipeline::{ChunkStream, Consumer, Cutter, WorkerQueue, Workers, feed};
 use crate::plugin::{Failure, Origin, Source, SourceRequest};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Report, Skipped};
-use crate::reuse::Reusable;
+use crate::reuse::{self, Reusable};
 use crate::sink::{Chunking, Destination, Piece, Sink};
 use crate::snapshot::{UnverifiedManifest, read_index};
 use crossbeam_channel::Receiver;
@@ -197,8 +198,11 @@ impl Backup {
         for stream in streams {
             let OpenStream { name, thread, .. } = stream;
             match thread.join().map_err(|_| EngineError::Worker)? {
-                Ok(summary) => {
+                Ok((summary, made_up)) => {
                     self.list(&name, summary);
+                    if !made_up.is_empty() {
+                        reuse::note_made_up(&mut self.manifest, &name, &made_up);
+                    }
                     names.push(name);
                 }
                 Err(error) => failed = failed.or(Some(error)),
@@ -331,12 +335,15 @@ impl Totals {
 }
 
 /// A stream on its way, and what it may take again.
-type Started = (JoinHandle<Result<FileSummary>>, Option<Arc<Reusable>>);
+type Started = (JoinHandle<Result<Finished>>, Option<Arc<Reusable>>);
+
+/// What became of a stream, and what of it is made up.
+type Finished = (FileSummary, Vec<MadeUp>);
 
 struct OpenStream {
     name: ArchiveName,
     reusable: Option<Arc<Reusable>>,
-    thread: JoinHandle<Result<FileSummary>>,
+    thread: JoinHandle<Result<Finished>>,
 }
 
 /// Why the catalog could not be written; plugins are told only that it is over.
@@ -396,7 +403,7 @@ impl SnapshotDestination {
                 let write = move || {
                     let mut blob = BlobConsumer { name, key, bytes: Vec::new(), filled: 0 };
                     feed(&pieces, &mut blob, &report, &cancel, &counters)?;
-                    blob.store(&*session, &counters)
+                    Ok((blob.store(&*session, &counters)?, Vec::new()))
                 };
                 let started = builder.spawn(write);
                 return Ok((started.map_err(crate::error::io_error("start", "a thread"))?, None));
@@ -408,7 +415,13 @@ impl SnapshotDestination {
                 let previous = self.previous_index(name).map(Arc::new);
                 let index = self.session.create_index(name, IndexLayout::Dynamic)?;
                 let chunks = index.chunks();
-                reusable = previous.clone().map(|index| Arc::new(Reusable { index, chunks }));
+                let made_up = self
+                    .previous
+                    .as_ref()
+                    .map(|previous| reuse::made_up_of(&previous.manifest, name));
+                let made_up = made_up.unwrap_or_default();
+                reusable =
+                    previous.clone().map(|index| Arc::new(Reusable { index, chunks, made_up }));
                 ChunkStream::start(cutter, &self.jobs, index, previous, &counters)?
             }
             Chunking::Fixed(chunk_bytes) => {
@@ -431,7 +444,7 @@ impl SnapshotDestination {
             // Whoever still sends must not wait for ever.
             drop(pieces);
             match fed {
-                Ok(()) => stream.finish(),
+                Ok(made_up) => Ok((stream.finish()?, made_up)),
                 Err(error) => Err(stream.fail(error)),
             }
         };

@@ -13,5 +13,5 @@ pub(crate) mod feed;
 pub(crate) mod workers;
 
 pub(crate) use chunks::{ChunkStream, Cutter};
-pub(crate) use feed::{Consumer, feed};
+pub(crate) use feed::{Consumer, MadeUp, feed};
 pub(crate) use workers::{WorkerQueue, Workers};

@@ -5,12 +5,14 @@
 
 use crate::archive::{ChunkedArchive, RandomAccess};
 use crate::error::Result;
+use crate::pipeline::MadeUp;
 use crate::plugin::{Extent, Failure};
 use crate::restore::chain;
 use keepwell_model::manifest::ManifestFile;
-use keepwell_model::{Index, StoredChunk};
+use keepwell_model::{ArchiveName, Index, Manifest, StoredChunk};
 use keepwell_seal::EncryptionKey;
 use keepwell_store::{ChunkStore, SnapshotReader};
+use serde_json::{Map, Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Padding is worth less than so many times its bytes: more than a tenth is not taken.
@@ -20,6 +22,32 @@ const PADDING_SHARE: u64 = 10;
 pub(crate) struct Reusable {
     pub(crate) index: Arc<Index>,
     pub(crate) chunks: Arc<dyn ChunkStore>,
+    /// what is no content, whatever the metadata says
+    pub(crate) made_up: Vec<MadeUp>,
+}
+
+/// Where a manifest tells of stretches that are zeros because a file could not be read.
+const MADE_UP: &str = "keepwell-made-up";
+/// More are told as if all were.
+const MADE_UP_MAX: usize = 1000;
+
+/// Notes what of a file must not be taken again.
+pub(crate) fn note_made_up(manifest: &mut Manifest, name: &ArchiveName, made_up: &[MadeUp]) {
+    let all = [(0, u64::MAX)];
+    let told = if made_up.len() > MADE_UP_MAX { &all[..] } else { made_up };
+    let slot = manifest.unprotected.entry(MADE_UP).or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(files) = slot {
+        files.insert(name.to_string(), json!(told));
+    }
+}
+
+/// What of a file must not be taken again. What can't be understood is all of it.
+pub(crate) fn made_up_of(manifest: &Manifest, name: &ArchiveName) -> Vec<MadeUp> {
+    let told = manifest.unprotected.get(MADE_UP).and_then(|files| files.get(name.as_str()));
+    match told {
+        None => Vec::new(),
+        Some(told) => serde_json::from_value(told.clone()).unwrap_or(vec![(0, u64::MAX)]),
+    }
 }
 
 /// The last chunk that was taken, as long as nothing was put behind it: its place in the previous
@@ -52,6 +80,11 @@ impl Reusable {
         else {
             return Ok(None);
         };
+        let is_made_up =
+            |(from, length): &MadeUp| *from < end && wanted.offset < from.saturating_add(*length);
+        if self.made_up.iter().any(is_made_up) {
+            return Ok(None);
+        }
         let (Some(first), Some(last)) =
             (self.index.position_of(wanted.offset), self.index.position_of(end - 1))
         else {
@@ -195,7 +228,11 @@ mod tests {
         let mut bytes = encoder.header([0; 16], 0, &FileChecksum::from_bytes([0; 32]));
         entries.iter().for_each(|entry| bytes.extend(entry));
         let index = Index::parse_dynamic(bytes).unwrap();
-        Reusable { index: Arc::new(index), chunks: Arc::new(Without(without.map(digest))) }
+        Reusable {
+            index: Arc::new(index),
+            chunks: Arc::new(Without(without.map(digest))),
+            made_up: Vec::new(),
+        }
     }
 
     fn extent(offset: u64, length: u64) -> Extent {
@@ -215,6 +252,24 @@ mod tests {
         let on = previous.take(extent(270, 130), 1300, Some(next.tail), false).unwrap().unwrap();
         assert_eq!((on.chunks.len(), on.at), (1, 1270));
         assert_eq!(on.tail, Tail { chunk: 3, start: 1300 });
+    }
+
+    #[test]
+    fn what_is_made_up_is_not_taken() {
+        let made_up = Reusable { made_up: vec![(150, 10)], ..reusable(None) };
+        let taken =
+            |from, length| made_up.take(extent(from, length), 0, None, true).unwrap().is_some();
+        assert!(taken(0, 150) && !taken(0, 151) && !taken(100, 100));
+        assert!(taken(200, 100));
+        let mut manifest = Manifest::new("host/a/2020-01-01T00:00:00Z".parse().unwrap());
+        let name: ArchiveName = "a.ppxar.didx".parse().unwrap();
+        assert!(made_up_of(&manifest, &name).is_empty());
+        note_made_up(&mut manifest, &name, &[(1, 2), (3, 4)]);
+        assert_eq!(made_up_of(&manifest, &name), [(1, 2), (3, 4)]);
+        note_made_up(&mut manifest, &name, &vec![(1, 1); MADE_UP_MAX + 1]);
+        assert_eq!(made_up_of(&manifest, &name), [(0, u64::MAX)]);
+        manifest.unprotected.insert(MADE_UP.into(), json!({ "a.ppxar.didx": "?" }));
+        assert_eq!(made_up_of(&manifest, &name), [(0, u64::MAX)]);
     }
 
     #[test]

@@ -6,9 +6,10 @@ use crate::error::{EngineError, Result};
 use crate::plugin::{Archive, Content, Entry, EntryKind, Metadata, Node, Timestamp};
 use crate::report::shown_path;
 use crate::restore::{ContentSource, chain};
-use std::ffi::OsStr;
-use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Read, Write};
+
+/// What GNU tar calls an entry that only names the next one.
+const LONG_LINK: &[u8] = b"././@LongLink";
 
 /// Writes a tar.
 pub struct TarWriter<'a, W: Write> {
@@ -47,31 +48,63 @@ impl<'a, W: Write> TarWriter<'a, W> {
         };
         let entry = browse::resolve(archive, entry)?;
         let shown = path;
-        let path = OsStr::from_bytes(path);
         let mut header = header(&entry);
         if let Some(first) = first {
             header.set_entry_type(tar::EntryType::Link);
-            let linked = self.tar.append_link(&mut header, path, OsStr::from_bytes(&first));
-            return linked.map_err(failed);
+            self.name(&mut header, shown, b'L').map_err(failed)?;
+            self.name(&mut header, &first, b'K').map_err(failed)?;
+            header.set_cksum();
+            return self.tar.append(&header, io::empty()).map_err(failed);
         }
         if entry.metadata.kind == EntryKind::Socket {
             self.left_out += 1;
             return Ok(());
         }
         self.extensions(&entry.metadata).map_err(failed)?;
+        let target = match entry.metadata.kind {
+            EntryKind::Symlink => entry.metadata.link_target.as_deref(),
+            _ => None,
+        };
+        self.name(&mut header, shown, b'L').map_err(failed)?;
+        if let Some(target) = target {
+            self.name(&mut header, target, b'K').map_err(failed)?;
+        }
         let added = match entry.metadata.kind {
-            EntryKind::Symlink => {
-                let target = entry.metadata.link_target.as_deref().unwrap_or_default();
-                self.tar.append_link(&mut header, path, OsStr::from_bytes(target))
-            }
             EntryKind::File => {
                 header.set_size(stored_size(&entry));
+                header.set_cksum();
                 let content = ContentReader::new(archive, self.content, &entry);
-                self.tar.append_data(&mut header, path, content)
+                self.tar.append(&header, content)
             }
-            _ => self.tar.append_data(&mut header, path, io::empty()),
+            _ => {
+                header.set_cksum();
+                self.tar.append(&header, io::empty())
+            }
         };
         added.map_err(failed_at(shown))
+    }
+
+    /// Puts a name (`L`) or a link's target (`K`), any bytes, into the header, and what has no room there in
+    /// front of it, as GNU tar does.
+    fn name(&mut self, header: &mut tar::Header, name: &[u8], kind: u8) -> io::Result<()> {
+        let bytes = header.as_old_mut();
+        let field = if kind == b'L' { &mut bytes.name } else { &mut bytes.linkname };
+        let kept = name.len().min(field.len());
+        field.fill(0);
+        field[..kept].copy_from_slice(&name[..kept]);
+        if name.len() < field.len() {
+            return Ok(());
+        }
+        let mut long = tar::Header::new_gnu();
+        long.as_old_mut().name[..LONG_LINK.len()].copy_from_slice(LONG_LINK);
+        long.set_entry_type(tar::EntryType::new(kind));
+        long.set_mode(0o644);
+        long.set_uid(0);
+        long.set_gid(0);
+        long.set_mtime(0);
+        long.set_size(name.len() as u64 + 1);
+        long.set_cksum();
+        self.tar.append(&long, name.chain(&[0][..]))
     }
 
     fn has(&self, path: &[Vec<u8>]) -> bool {

@@ -5,9 +5,13 @@
 
 use crate::decode::{Decoder, ReadAt};
 use crate::format::GoodbyeRow;
+use keepwell_sdk::Failure;
 use std::collections::VecDeque;
 
-pub struct Reference<R>(Decoder<R>);
+pub struct Reference<R> {
+    decoder: Decoder<R>,
+    payload: R,
+}
 
 /// What is left of a directory of it.
 pub struct Children {
@@ -17,18 +21,24 @@ pub struct Children {
 }
 
 impl<R: ReadAt> Reference<R> {
-    /// Of the streams of a split archive.
-    pub fn new(metadata: R, payload_bytes: u64) -> Self {
-        Self(Decoder::split(metadata, payload_bytes))
+    /// Of the streams of a split archive; none where it can't be read.
+    pub fn open(payload: R, metadata: R) -> Option<Self> {
+        let decoder = Decoder::split(metadata, payload.size()?);
+        decoder.root().ok()?;
+        Some(Self { decoder, payload })
+    }
+
+    /// Content of the previous archive.
+    pub fn content(&self, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+        self.payload.read_at(offset, length)
     }
 
     pub fn root(&self) -> Option<Children> {
-        self.0.root().ok()?;
-        self.children(self.0.size()?)
+        self.children(self.decoder.size()?)
     }
 
     fn children(&self, end: u64) -> Option<Children> {
-        let (_, mut rows) = self.0.table(end).ok()?;
+        let (_, mut rows) = self.decoder.table(end).ok()?;
         rows.sort_unstable_by_key(|row| row.start);
         Some(Children { rows: rows.into(), first: None })
     }
@@ -38,7 +48,7 @@ impl<R: ReadAt> Reference<R> {
         loop {
             let row = *children.rows.front()?;
             if children.first.is_none() {
-                children.first = self.0.name_at(row.start).ok();
+                children.first = self.decoder.name_at(row.start).ok();
             }
             let met = match &children.first {
                 Some((first, _)) if &first[..] > name => return None,
@@ -69,7 +79,7 @@ impl<R: ReadAt> Reference<R> {
         size: u64,
     ) -> Option<u64> {
         let (_, start) = self.find(children, name)?;
-        self.0.payload_of(start, entry, size)
+        self.decoder.payload_of(start, entry, size)
     }
 }
 
@@ -113,7 +123,9 @@ mod tests {
     #[test]
     fn unchanged_files_are_found_in_order() {
         let (metadata, payload) = archive(&[("a", 5), ("c", 7), ("d", 0), ("x", 9)]);
-        let reference = Reference::new(&metadata[..], payload);
+        let payload = vec![7; payload as usize];
+        let reference = Reference::open(&payload[..], &metadata[..]).unwrap();
+        assert_eq!(reference.content(3, 2).unwrap(), [7, 7]);
         let mut root = reference.root().unwrap();
         let mut find = |name: &str, size, mode| {
             let entry = entry(&file(size, mode));
@@ -130,8 +142,11 @@ mod tests {
     #[test]
     fn damaged_references_find_nothing() {
         let (metadata, payload) = archive(&[("a", 5)]);
-        assert!(Reference::new(&metadata[..metadata.len() - 1], payload).root().is_none());
-        let short = Reference::new(&metadata[..], 20);
+        let payload = vec![0; payload as usize];
+        assert!(Reference::open(&payload[..], &metadata[..40]).is_none());
+        let cut = Reference::open(&payload[..], &metadata[..metadata.len() - 1]).unwrap();
+        assert!(cut.root().is_none());
+        let short = Reference::open(&payload[..20], &metadata[..]).unwrap();
         let entry = entry(&file(5, 0o644));
         let mut root = short.root().unwrap();
         assert_eq!(short.unchanged(&mut root, b"a", &entry, 5), None, "beyond the payload");

@@ -598,7 +598,7 @@ impl Walk {
             None => {
                 for file in &run.files {
                     self.out.put_word(file.word, *position);
-                    read_unchanged(stream, file)?;
+                    read_unchanged(stream, file, self.reference.as_ref())?;
                     *position += HEADER_BYTES + file.size;
                 }
             }
@@ -698,15 +698,19 @@ impl Walk {
 
 /// The previous archive, if it has its metadata apart.
 fn reference(name: &str, mut previous: Vec<Bytes>) -> Option<Reference<Bytes>> {
-    let (metadata, payload) = (previous.pop(), previous.pop());
-    let sizes = payload.and_then(|payload| payload.size());
-    let (Some(metadata), Some(payload_bytes), true) = (metadata, sizes, previous.is_empty()) else {
+    let (Some(metadata), Some(payload), true) =
+        (previous.pop(), previous.pop(), previous.is_empty())
+    else {
         log(Level::Info, "No previous metadata index, continue without reference");
         return None;
     };
-    let text = format!("Using previous index as metadata reference for '{name}.mpxar.didx'");
+    let reference = Reference::open(payload, metadata);
+    let text = match &reference {
+        Some(_) => format!("Using previous index as metadata reference for '{name}.mpxar.didx'"),
+        None => "The previous metadata can't be read, continue without reference".into(),
+    };
     log(Level::Info, &text);
-    Some(Reference::new(metadata, payload_bytes))
+    reference
 }
 
 fn write_payload(stream: &Stream, length: u64) -> Result<(), Failure> {
@@ -715,23 +719,34 @@ fn write_payload(stream: &Stream, length: u64) -> Result<(), Failure> {
     stream.write(&header)
 }
 
-/// Content that is not worth being taken again. The entry is written: what is not there any more has
-/// zeros.
-fn read_unchanged(stream: &Stream, file: &Unchanged) -> Result<(), Failure> {
+/// Content that is not worth being taken again. The entry is written: what can't be opened any more is
+/// copied from the previous archive. Zeros would be taken for the file from then on.
+fn read_unchanged(
+    stream: &Stream,
+    file: &Unchanged,
+    reference: Option<&Reference<Bytes>>,
+) -> Result<(), Failure> {
     write_payload(stream, file.size)?;
     let listed = Listed { name: file.name.clone(), kind: EntryKind::File };
     let opened = file.place.handle.open_children(&[listed]).pop();
     if let Some(Ok(Opened { handle: Some(handle), .. })) = &opened {
         return stream.splice(handle, 0, file.size);
     }
-    let mut path = file.place.path.clone();
-    path.push(file.name.clone());
-    skipped(&path, Omission::Changed, "file vanished while reading, its content is zeros");
-    let mut rest = file.size;
-    while rest > 0 {
-        let now = rest.min(WRITE_BYTES_MAX as u64);
-        stream.write(&vec![0; now as usize])?;
-        rest -= now;
+    let mut done = 0;
+    while done < file.size {
+        let now = (file.size - done).min(WRITE_BYTES_MAX as u64);
+        let from = file.at + HEADER_BYTES + done;
+        let piece = reference.map(|reference| reference.content(from, now as u32));
+        match piece.unwrap_or(Ok(Vec::new()))? {
+            piece if piece.is_empty() => {
+                let name = String::from_utf8_lossy(&file.name).into_owned();
+                return Err(Failure::Io(format!("{name}: it vanished, and so did its content")));
+            }
+            piece => {
+                stream.write(&piece)?;
+                done += piece.len() as u64;
+            }
+        }
     }
     Ok(())
 }

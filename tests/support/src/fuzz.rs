@@ -154,7 +154,7 @@ pub fn catalog(data: &[u8]) {
 pub fn pxar(data: &[u8]) {
     pxar_of(&Decoder::new(data), data);
     pxar_of(&Decoder::split(data, data.len() as u64), data);
-    let reference = Reference::new(data, data.len() as u64);
+    let Some(reference) = Reference::open(data, data) else { return };
     let Some(mut children) = reference.root() else { return };
     for name in [&b"a"[..], b"b", b"\xff"] {
         let _ = reference.unchanged(&mut children, name, &data[..data.len().min(56)], 1);

@@ -31,8 +31,9 @@ pub(crate) fn feed(
     report: &Report,
     cancel: &Cancel,
     counters: &Counters,
-) -> Result<()> {
-    let mut feeder = Feeder { consumer, report, cancel, counters };
+) -> Result<Vec<MadeUp>> {
+    let (position, made_up) = (0, Vec::new());
+    let mut feeder = Feeder { consumer, position, made_up, report, cancel, counters };
     for piece in pieces {
         match piece {
             Piece::Bytes(bytes) => feeder.bytes(&bytes)?,
@@ -40,6 +41,7 @@ pub(crate) fn feed(
             Piece::Known(chunks) => {
                 let bytes: u64 = chunks.iter().map(|chunk| chunk.plain_bytes).sum();
                 Counters::add(&counters.bytes, bytes);
+                feeder.position += bytes;
                 feeder.consumer.known(chunks)?;
             }
             Piece::ToEnd { file, answer } => {
@@ -48,12 +50,20 @@ pub(crate) fn feed(
             }
         }
     }
+    let made_up = feeder.made_up;
     cancel.check()?;
-    Ok(())
+    Ok(made_up)
 }
+
+/// A stretch of a stream that is zeros because the source could not be read: where it begins, and its
+/// length. It must not be taken for content again.
+pub(crate) type MadeUp = (u64, u64);
 
 struct Feeder<'a> {
     consumer: &'a mut dyn Consumer,
+    /// of the stream so far
+    position: u64,
+    made_up: Vec<MadeUp>,
     report: &'a Report,
     cancel: &'a Cancel,
     counters: &'a Counters,
@@ -62,6 +72,7 @@ struct Feeder<'a> {
 impl Feeder<'_> {
     fn filled(&mut self, length: usize) -> Result<()> {
         Counters::add(&self.counters.bytes, length as u64);
+        self.position += length as u64;
         self.consumer.filled(length)
     }
 
@@ -180,6 +191,7 @@ impl Feeder<'_> {
             }
         }
         if lost > 0 {
+            self.made_up.push((self.position - lost, lost));
             let detail = format!("{lost} bytes up to {at} can't be read and are zeros: {error}");
             self.report.skip(&file.path(), Omission::Unreadable, &detail);
         }
@@ -194,6 +206,7 @@ impl Feeder<'_> {
         }
         let detail = "file size shrunk while reading, file will be padded with zeros!";
         self.report.skip(&file.path(), Omission::Changed, detail);
+        self.made_up.push((self.position, missing));
         self.zeros(missing)
     }
 
@@ -244,7 +257,7 @@ mod tests {
     }
 
     /// Feeds what can't be read: our memory where there is none.
-    fn feed_unreadable(file: Arc<InputFile>) -> (Result<()>, Vec<u8>, Report) {
+    fn feed_unreadable(file: Arc<InputFile>) -> (Result<Vec<MadeUp>>, Vec<u8>, Report) {
         let (report, _notices) = Report::new();
         let (send, pieces) = crossbeam_channel::bounded(1);
         send.send(Piece::File { file, offset: 0, length: 10_000 }).unwrap();
@@ -263,7 +276,7 @@ mod tests {
         let mut file = Arc::try_unwrap(opened.handle.unwrap()).unwrap();
         file.size = 10_000;
         let (fed, bytes, report) = feed_unreadable(Arc::new(file));
-        fed.unwrap();
+        assert_eq!(fed.unwrap(), [(0, 10_000)]);
         assert_eq!(bytes, vec![0; 10_000]);
         let skipped = report.skipped();
         assert_eq!(skipped.len(), 1);
