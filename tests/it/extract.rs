@@ -204,7 +204,7 @@ fn long_and_odd_names_are_in_a_tar() {
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join(&name), "content").unwrap();
     fs::write(dir.join("a".repeat(98 - 3)), "just fits").unwrap();
-    std::os::unix::fs::symlink(odd.to_os_string(), dir.join("link")).unwrap();
+    std::os::unix::fs::symlink(odd, dir.join("link")).unwrap();
     std::os::unix::fs::symlink("t".repeat(300), dir.join("long")).unwrap();
     fs::hard_link(dir.join(&name), dir.join("e".repeat(200))).unwrap();
     world.ok("backup root.pxar:tree --backup-id me");
