@@ -2,6 +2,8 @@
 
 use crate::served::Served;
 use crate::support::{Run, World, noise};
+use rustix::fs::inotify;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -158,6 +160,43 @@ fn unchanged_files_are_not_read_again() {
     backup(&world, "legacy", 1_700_000_008, "");
     is_restored(&world, &at(8), "");
     world.ok("verify");
+}
+
+/// Whether the metadata of a file can be had without opening it, so that the tests may expect that.
+fn can_look_from_outside(path: &Path) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // ext2 to ext4, XFS, tmpfs.
+    let kinds = [0xef53, 0x5846_5342, 0x0102_1994];
+    version >= (6, 17) && kinds.contains(&(rustix::fs::statfs(path).unwrap().f_type as u64))
+}
+
+#[test]
+fn unchanged_files_are_not_opened() {
+    let world = World::new();
+    tree(&world);
+    if !can_look_from_outside(&world.path("tree")) {
+        eprintln!("skipped: it takes Linux 6.17 and ext4, XFS or tmpfs");
+        return;
+    }
+    backup(&world, "metadata", 1_700_000_000, "");
+    fs::write(world.path("tree/d20/f07"), "changed").unwrap();
+    let watches = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    for file in 0..25u64 {
+        let path = world.path(&format!("tree/d20/f{file:02}"));
+        inotify::add_watch(&watches, path, inotify::WatchFlags::OPEN).unwrap();
+    }
+    let run = backup(&world, "metadata", 1_700_000_001, "");
+    assert!(reused(&run), "{}", run.stderr);
+    let mut room = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut opened = inotify::Reader::new(&watches, &mut room);
+    let mut seen = BTreeSet::new();
+    while let Ok(event) = opened.next() {
+        seen.insert(event.wd());
+    }
+    assert_eq!(seen.len(), 1, "only the file that was changed");
+    is_restored(&world, &at(1), "");
 }
 
 #[test]

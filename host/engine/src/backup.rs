@@ -149,12 +149,10 @@ impl Backup {
     /// missing, or the key is another.
     pub fn previous_files(&self, label: &ArchiveLabel, parts: &[String]) -> Vec<ManifestFile> {
         let Some(previous) = &self.previous else { return Vec::new() };
-        let encrypted = |mode| mode == CryptMode::Encrypt;
         let files = parts.iter().map(|part| {
             let name = ArchiveName::new(label, &format!(".{part}"), ArchiveKind::Dynamic).ok()?;
             let file = previous.manifest.file(&name)?;
-            let is_alike = encrypted(file.crypt_mode) == encrypted(self.target.protection.mode());
-            is_alike.then(|| file.clone())
+            has_our_digests(file, &self.target.protection).then(|| file.clone())
         });
         files.collect::<Option<_>>().unwrap_or_default()
     }
@@ -340,6 +338,12 @@ type Started = (JoinHandle<Result<Finished>>, Option<Arc<Reusable>>);
 /// What became of a stream, and what of it is made up.
 type Finished = (FileSummary, Vec<MadeUp>);
 
+/// Chunks that are encrypted have other digests than those that are not.
+fn has_our_digests(file: &ManifestFile, protection: &Protection) -> bool {
+    let is_encrypted = |mode| mode == CryptMode::Encrypt;
+    is_encrypted(file.crypt_mode) == is_encrypted(protection.mode())
+}
+
 struct OpenStream {
     name: ArchiveName,
     reusable: Option<Arc<Reusable>>,
@@ -377,9 +381,7 @@ impl SnapshotDestination {
     fn previous_index(&self, name: &ArchiveName) -> Option<Index> {
         let previous = self.previous.as_ref()?;
         let file = previous.manifest.file(name)?;
-        // Chunks of the other kind have other digests.
-        let encrypted = |mode| mode == CryptMode::Encrypt;
-        if encrypted(file.crypt_mode) != encrypted(self.protection.mode()) {
+        if !has_our_digests(file, &self.protection) {
             return None;
         }
         read_index(&*previous.reader, file).ok()
@@ -418,8 +420,7 @@ impl SnapshotDestination {
                 let made_up = self
                     .previous
                     .as_ref()
-                    .map(|previous| reuse::made_up_of(&previous.manifest, name));
-                let made_up = made_up.unwrap_or_default();
+                    .map_or_else(Vec::new, |previous| reuse::made_up_of(&previous.manifest, name));
                 reusable =
                     previous.clone().map(|index| Arc::new(Reusable { index, chunks, made_up }));
                 ChunkStream::start(cutter, &self.jobs, index, previous, &counters)?

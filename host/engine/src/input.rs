@@ -184,6 +184,25 @@ impl Directory {
         opened.map_err(|error| failure(error, &self.child(&child.name)))
     }
 
+    /// What can be known of a child that is no directory. A file is not opened where all of it can be
+    /// known without.
+    pub fn examine_child(&self, child: &Listed) -> Result<Examined, Failure> {
+        check_name(&child.name)?;
+        if child.kind == EntryKind::File
+            && let Ok(Some(examined)) = self.examine_closed(&child.name)
+        {
+            return Ok(examined);
+        }
+        Ok(self.open_child(child)?.examined)
+    }
+
+    /// None where the file has to be opened.
+    fn examine_closed(&self, name: &[u8]) -> Result<Option<Examined>, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
+        Ok(self.probes.probe_closed(fd.as_fd())?.map(Into::into))
+    }
+
     fn open_file(&self, name: &[u8]) -> Result<Opened, Errno> {
         let fd = match open_quietly(&self.fd, name, OPEN_FLAGS) {
             // It was a file a moment ago: now it is a link, a socket or a device.

@@ -31,10 +31,6 @@ impl Problem {
         Self { text: text.into(), ..Self::of(Errno::EIO) }
     }
 
-    pub fn denied(text: impl Into<String>) -> Self {
-        Self { text: text.into(), ..Self::of(Errno::EACCES) }
-    }
-
     pub fn no_key(text: impl Into<String>) -> Self {
         Self { text: text.into(), ..Self::of(Errno::from_i32(NO_KEY)) }
     }

@@ -159,6 +159,11 @@ impl RemoteReader {
         Ok(())
     }
 
+    /// Somebody waits who is told rather than kept waiting.
+    fn is_impatient(&self) -> bool {
+        self.client.inner.patience().is_some()
+    }
+
     fn given_up(&self) -> MutexGuard<'_, Option<Instant>> {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,9 +179,8 @@ impl RemoteReader {
             Some(_) => self.reopen(self.current().1, self.client.deadline()),
         };
         let fetched = began.and_then(|()| self.fetch_on(path, query, bytes_max));
-        let is_impatient = self.client.deadline().is_some();
         *self.given_up() = match &fetched {
-            Err(error) if error.is_lost() && is_impatient => Some(Instant::now() + GIVEN_UP),
+            Err(error) if error.is_lost() && self.is_impatient() => Some(Instant::now() + GIVEN_UP),
             Err(_) => given_up,
             Ok(_) => None,
         };
@@ -185,7 +189,7 @@ impl RemoteReader {
 
     /// Asks, and asks again in a new session where the old one is lost: with little patience once.
     fn fetch_on(&self, path: &str, query: &Query, bytes_max: usize) -> Result<Vec<u8>> {
-        let attempts = if self.client.deadline().is_some() { 1 } else { PAUSES.len() };
+        let attempts = if self.is_impatient() { 1 } else { PAUSES.len() };
         let mut pauses = PAUSES.iter().take(attempts);
         loop {
             let (session, generation) = self.current();

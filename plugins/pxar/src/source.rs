@@ -158,6 +158,14 @@ struct FirstName {
     left: u32,
 }
 
+/// Where an entry's content comes from.
+enum Source {
+    None,
+    File(File),
+    /// the previous archive, from there on
+    Previous(u64),
+}
+
 /// Collects items and keeps the position.
 struct Emitter {
     stream: Stream,
@@ -467,13 +475,53 @@ impl Walk {
             return Ok(());
         };
         let place = frame.place.clone();
-        for (child, opened) in batch.iter().zip(place.handle.open_children(batch)) {
-            match opened {
-                Ok(opened) => self.leaf(&child.name, opened)?,
-                Err(failure) => self.omit(&child.name, failure)?,
+        let known = self.find_unchanged(&place.handle, batch);
+        let others = batch.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let others: Vec<Listed> = others.map(|(child, _)| child.clone()).collect();
+        let mut opened = place.handle.open_children(&others).into_iter();
+        for (child, known) in batch.iter().zip(known) {
+            if let Some((examined, at)) = known {
+                self.leaf(&child.name, &examined, Source::Previous(at))?;
+                continue;
+            }
+            match opened.next() {
+                Some(Ok(Opened { examined, handle })) => {
+                    let source = handle.map_or(Source::None, Source::File);
+                    self.leaf(&child.name, &examined, source)?;
+                }
+                Some(Err(failure)) => self.omit(&child.name, failure)?,
+                None => {}
             }
         }
         self.out.flush_if_large()
+    }
+
+    /// Of each child what is known of it, and where its content lies in the previous archive: of files
+    /// whose metadata is the same there. They are not opened.
+    fn find_unchanged(
+        &mut self,
+        directory: &Directory,
+        batch: &[Listed],
+    ) -> Vec<Option<(Examined, u64)>> {
+        let previous = self.frames.last_mut().and_then(|frame| frame.previous.as_mut());
+        let (Some(reference), Some(children)) = (&self.reference, previous) else {
+            return vec![None; batch.len()];
+        };
+        let mut entry = Vec::new();
+        let examined = batch.iter().zip(directory.examine_children(batch));
+        let unchanged = examined.map(|(child, examined)| {
+            let examined = examined.ok()?;
+            // Other names of the file may tell something else.
+            if examined.metadata.kind != EntryKind::File || examined.identity.links > 1 {
+                return None;
+            }
+            entry.clear();
+            encode::entry(&mut entry, &examined.metadata, self.settings.omit);
+            let size = examined.metadata.size;
+            let at = reference.unchanged(children, &child.name, &entry, size)?;
+            Some((examined, at))
+        });
+        unchanged.collect()
     }
 
     /// Reports an entry that can't be archived; other failures end the backup.
@@ -507,34 +555,28 @@ impl Walk {
         }
     }
 
-    fn leaf(&mut self, name: &[u8], opened: Opened) -> Result<(), Failure> {
-        let metadata = &opened.examined.metadata;
+    fn leaf(&mut self, name: &[u8], examined: &Examined, source: Source) -> Result<(), Failure> {
+        let metadata = &examined.metadata;
         let too_large = self.settings.larger_than.is_some_and(|limit| metadata.size > limit);
         if too_large && metadata.kind == EntryKind::File {
             let detail = format!("{} bytes", metadata.size);
             skipped(&self.path_of(name), Omission::TooLarge, &detail);
             return Ok(());
         }
-        self.accept_incomplete(name, &opened.examined)?;
+        self.accept_incomplete(name, examined)?;
         let start = self.out.position();
         encode::filename(&mut self.out.buffer, name);
-        let linked = self.write_hard_link(name, &opened.examined, start);
-        let mut unchanged = None;
+        let linked = self.write_hard_link(name, examined, start);
         if !linked {
-            let from = self.out.buffer.len();
             encode::entry(&mut self.out.buffer, metadata, self.settings.omit);
-            // Other names of the file may tell something else.
-            if metadata.kind == EntryKind::File && opened.examined.identity.links < 2 {
-                unchanged = self.find_unchanged(name, from, metadata.size);
-            }
         }
         let mut apart = 0;
-        match (&opened.handle, unchanged) {
-            (Some(_), Some(at)) => self.take_again(name, metadata.size, at)?,
-            (Some(file), None) if metadata.kind == EntryKind::File && !linked => {
-                apart = self.write_content(file, metadata.size)?;
+        match source {
+            Source::Previous(at) => self.take_again(name, metadata.size, at)?,
+            Source::File(file) if metadata.kind == EntryKind::File && !linked => {
+                apart = self.write_content(&file, metadata.size)?;
             }
-            _ => {}
+            Source::File(_) | Source::None => {}
         }
         if self.content.is_within() {
             catalog_add(name, metadata.kind, linked, metadata.size, metadata.modified);
@@ -546,14 +588,6 @@ impl Walk {
             frame.rows.push(row);
         }
         Ok(())
-    }
-
-    /// Where a file's content lies in the previous archive, if its metadata, in the buffer from `from` on, is the
-    /// same.
-    fn find_unchanged(&mut self, name: &[u8], from: usize, size: u64) -> Option<u64> {
-        let reference = self.reference.as_ref()?;
-        let children = self.frames.last_mut()?.previous.as_mut()?;
-        reference.unchanged(children, name, &self.out.buffer[from..], size)
     }
 
     /// Refers to content of the previous archive.

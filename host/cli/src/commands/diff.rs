@@ -1,6 +1,6 @@
 //! `diff`: what changed between two snapshots.
 
-use super::opened::{ArchiveFiles, Opened, StoredArchive};
+use super::opened::{ArchiveFiles, Opened, StoredArchive, open_with};
 use super::restore::snapshot_or_group;
 use crate::args::{limits, namespace, option, output_options, repository};
 use crate::encryption::key_options;
@@ -8,17 +8,15 @@ use crate::output::{check_format, column, left, print};
 use crate::plugins::Plugins;
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Command};
-use keepwell_engine::archive::{ChunkedArchive, RandomAccess};
+use keepwell_engine::Cancel;
 use keepwell_engine::diff::{Change, Difference, Side, diff};
-use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Reader, Rendering};
-use keepwell_engine::report::{Report, shown_path};
+use keepwell_engine::plugin::{Alignment, Document, Entry, EntryKind, Layout, Rendering};
+use keepwell_engine::report::shown_path;
 use keepwell_engine::restore::chain;
-use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
 use keepwell_model::names::ArchiveKind;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
     Command::new("diff")
@@ -122,24 +120,15 @@ fn compare(
         }
         return Ok(());
     };
-    let (report, notices) = Report::new();
-    drop(notices);
-    // They have to live as long as their archives.
-    let mut reader = loaded.plugin.reader(report.clone(), Cancel::default())?;
-    let mut other_reader = loaded.plugin.reader(report, Cancel::default())?;
-    let mut left = open_side(&mut *reader, left.clone())?;
-    let mut right = open_side(&mut *other_reader, right.clone())?;
+    let open = |side: &StoredArchive| open_with(&loaded.plugin, side.streams(), Cancel::default());
+    let ((_reader, opened), (_other_reader, other_opened)) = (open(&one)?, open(&other)?);
+    let mut left = Side { archive: opened, stored: left.clone() };
+    let mut right = Side { archive: other_opened, stored: right.clone() };
     let mut tell = |difference: Difference| {
         items.push(of_difference(archive, &difference));
         Ok(())
     };
     Ok(diff(&mut left, &mut right, &mut tell)?)
-}
-
-fn open_side(reader: &mut dyn Reader, stored: Vec<Arc<ChunkedArchive>>) -> Result<Side> {
-    let streams = stored.iter().map(|stream| stream.clone() as Arc<dyn RandomAccess>).collect();
-    let archive = reader.open(streams).map_err(EngineError::from)?;
-    Ok(Side { archive, stored })
 }
 
 fn item(archive: &str, path: &str, change: &str, what: &[&str]) -> Map<String, Value> {

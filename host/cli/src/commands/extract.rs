@@ -1,6 +1,6 @@
 //! `extract`: single files and directories, without reading the rest of the archive.
 
-use super::opened::Opened;
+use super::opened::{Opened, open_with};
 use super::restore::{
     self, archive_argument, ignore_options, output_of, output_options, snapshot_or_group,
 };
@@ -12,7 +12,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::browse::{self, ContentReader, EntryPath};
 use keepwell_engine::plugin::{Archive, EntryKind};
-use keepwell_engine::report::{Report, shown_path};
+use keepwell_engine::report::shown_path;
 use keepwell_engine::restore::{ContentSource, RestoreRequest};
 use keepwell_engine::tar::TarWriter;
 use keepwell_engine::{Cancel, EngineError};
@@ -77,11 +77,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         restore::extract(matches, loaded, streams, source, request, target)?;
         return Ok(());
     }
-    let (report, notices) = Report::new();
-    drop(notices);
-    // It has to live as long as its archive.
-    let mut reader = loaded.plugin.reader(report, Cancel::default())?;
-    let mut archive = reader.open(stored.streams()).map_err(EngineError::from)?;
+    let (_reader, mut archive) = open_with(&loaded.plugin, stored.streams(), Cancel::default())?;
     // Without the types: a broken pipe is no success, and no hint fits.
     stream(&mut *archive, &*stored.source(), paths).map_err(|error| anyhow!("{error:#}"))
 }

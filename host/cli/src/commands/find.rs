@@ -6,7 +6,7 @@ use super::restore::selection;
 use crate::args::{namespace, namespace_of, option, output_options, parsed, repository};
 use crate::encryption::{CryptParameters, key_options};
 use crate::output::{check_format, column, left, print};
-use crate::plugins::Plugins;
+use crate::plugins::{Plugins, Types};
 use crate::repository::Repository;
 use crate::terminal::{CTIME, local_time, node_name};
 use anyhow::{Result, anyhow, bail};
@@ -88,10 +88,11 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     check_format(plugins, matches)?;
     let mut parameters = CryptParameters::of(matches)?;
     let Some(pattern) = matches.get_one::<OsString>("pattern") else { bail!("missing argument") };
+    let types = plugins.types();
     let archive = matches.get_one::<String>("archive");
     let mut search = Search {
         patterns: searched(pattern.as_bytes())?,
-        archive: archive.cloned(),
+        archive: archive.map(|wanted| types.name_of_whole(&user_name(wanted))),
         ..Search::default()
     };
     let group = match matches.get_one::<GroupId>("group") {
@@ -100,39 +101,29 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     let store = Repository::find(matches.get_one("repository"))?.open(matches)?;
     let namespace = namespace_of(matches);
-    let catalog = ArchiveName::catalog();
+    let (catalog, manifest) = (ArchiveName::catalog(), ArchiveName::manifest());
+    let (catalog, manifest) = (catalog.as_str(), manifest.as_str());
     let mut items = store.snapshots(&namespace, Some(&group))?;
     if items.is_empty() {
         bail!("there is no backup of {group}: `keepwell list` shows what there is");
     }
-    let types = plugins.types();
     let whole = |name: &str| types.name_of_whole(&user_name(name));
-    let is_wanted = |name: &str| archive.is_some_and(|wanted| whole(name) == whole(wanted));
-    if let Some(wanted) = archive
-        && !items.iter().flat_map(|item| &item.files).any(|file| is_wanted(&file.filename))
-    {
-        bail!("no snapshot of {group} has an archive '{wanted}'");
-    }
-    let has_names = |name: &str| {
-        name.ends_with(ArchiveKind::Dynamic.extension()) && name != ArchiveName::catalog().as_str()
-    };
-    if let Some(wanted) = archive
-        && !items
-            .iter()
-            .flat_map(|item| &item.files)
-            .any(|file| is_wanted(&file.filename) && has_names(&file.filename))
-    {
-        bail!("'{wanted}' is one file and has no names to find");
+    if let Some(wanted) = &search.archive {
+        let files = items.iter().flat_map(|item| &item.files).map(|file| &file.filename);
+        let mut found = files.filter(|file| whole(file) == *wanted).peekable();
+        if found.peek().is_none() {
+            bail!("no snapshot of {group} has an archive '{wanted}'");
+        }
+        if !found.any(|file| file.ends_with(ArchiveKind::Dynamic.extension()) && *file != catalog) {
+            bail!("'{wanted}' is one file and has no names to find");
+        }
     }
     items.sort_by_key(|item| item.backup_time);
-    let is_part = |file: &str| {
-        let name = user_name(file);
-        name.rsplit_once('.').is_some_and(|(_, part)| types.kept_in_parts(part).is_some())
-    };
+    let is_part = |file: &str| whole(file) != user_name(file);
     items.retain(|item| {
-        let has = |name: &ArchiveName| item.files.iter().any(|file| file.filename == name.as_str());
-        let is_listed = has(&catalog) || item.files.iter().any(|file| is_part(&file.filename));
-        is_listed && has(&ArchiveName::manifest())
+        let has = |name: &str| item.files.iter().any(|file| file.filename == name);
+        let is_listed = has(catalog) || item.files.iter().any(|file| is_part(&file.filename));
+        is_listed && has(manifest)
     });
     if items.is_empty() {
         bail!("no snapshot of {group} has a catalog: they hold no file archives");
@@ -143,7 +134,8 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         let snapshot = item.snapshot()?;
         let reader = store.sessions().open(&namespace, &snapshot).map_err(Into::into);
         let opened = reader.and_then(|reader| Opened::new(reader, &parameters, key.clone()));
-        let searched = opened.and_then(|opened| search.search(plugins, &opened, before.as_ref()));
+        let searched =
+            opened.and_then(|opened| search.search(plugins, &types, &opened, before.as_ref()));
         match searched {
             Ok(()) => before = Some(snapshot),
             // The others may be sound, or have another key.
@@ -167,22 +159,23 @@ impl Search {
     fn search(
         &mut self,
         plugins: &Plugins,
+        types: &Types,
         opened: &Opened,
         before: Option<&SnapshotId>,
     ) -> Result<()> {
-        let (reader, types) = (&opened.reader, plugins.types());
-        let mut new = Vec::new();
+        let (mut new, mut archive) = (Vec::new(), String::new());
         opened.walk_names(plugins, &mut |path, entry| {
-            let Some((archive, path)) = path.split_first() else { return Ok(()) };
-            let archive = types.name_of_whole(&user_name(&String::from_utf8_lossy(archive)));
-            let is_other = |wanted: &String| types.name_of_whole(&user_name(wanted)) != archive;
-            if path.is_empty() || self.archive.as_ref().is_some_and(is_other) {
+            let Some((file, path)) = path.split_first() else { return Ok(()) };
+            if path.is_empty() {
+                archive = types.name_of_whole(&user_name(&String::from_utf8_lossy(file)));
+            }
+            if path.is_empty() || self.archive.as_ref().is_some_and(|wanted| *wanted != archive) {
                 return Ok(());
             }
             let whole = [b"/", &path.join(&b'/')[..]].concat();
             let is_directory = matches!(entry.kind, CatalogKind::Directory { .. });
             if self.patterns.judge(&whole, is_directory) == Verdict::Include {
-                new.push(((archive, whole), entry.kind.clone()));
+                new.push(((archive.clone(), whole), entry.kind.clone()));
             }
             Ok(())
         })?;
@@ -193,7 +186,7 @@ impl Search {
                 None => Some("new"),
                 Some(last) => change(&last.kind, &kind),
             };
-            rows.push(Found { snapshot: reader.snapshot().clone(), kind, change });
+            rows.push(Found { snapshot: opened.reader.snapshot().clone(), kind, change });
         }
         Ok(())
     }

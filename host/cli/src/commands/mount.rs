@@ -4,7 +4,7 @@ mod all;
 mod background;
 pub(crate) mod map;
 
-use super::opened::{ArchiveFiles, Opened, StoredArchive};
+use super::opened::{ArchiveFiles, Opened, StoredArchive, open_with};
 use super::restore::snapshot_or_group;
 use crate::args::{flag, is_set, limits, namespace, patience, repository};
 use crate::encryption::key_options;
@@ -15,7 +15,6 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::catalog::Catalog;
 use keepwell_engine::plugin::Archive;
-use keepwell_engine::report::Report;
 use keepwell_engine::restore::PlainContent;
 use keepwell_engine::{Cancel, EngineError};
 use keepwell_model::ArchiveName;
@@ -57,12 +56,17 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("archive-name").value_name("ARCHIVE").help("Such as root.pxar or drive.img"))
         .arg(path("target").value_name("TARGET").help("Directory to mount on"))
         .arg(flag("all", "Mount all backups of the repository"))
-        .arg(flag("verbose", "Stay in the foreground, and tell what can't be read"))
-        .arg(repository())
-        .arg(namespace())
-        .args(key_options())
-        .args(limits())
-        .arg(patience())
+        .args(options())
+}
+
+/// What `mount` and `map` share.
+fn options() -> Vec<Arg> {
+    let verbose = flag("verbose", "Stay in the foreground, and tell what can't be read");
+    let mut options = vec![verbose, repository(), namespace()];
+    options.extend(key_options());
+    options.extend(limits());
+    options.push(patience());
+    options
 }
 
 pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
@@ -91,10 +95,16 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             (root_of(plugins, opened, archive)?, source)
         }
     };
-    let mut mounted = mounted(root, &target, &source, log(in_background))?;
+    serve(root, &target, &source, in_background.then_some(&repository))
+}
+
+/// Mounts, and answers until it is unmounted. In the background where there is a repository to be found
+/// from there.
+fn serve(root: Root, target: &Path, source: &str, repository: Option<&Repository>) -> Result<()> {
+    let mut mounted = mounted(root, target, source, log(repository.is_some()))?;
     end_on_signal(mounted.unmounter(), || {})?;
-    if in_background {
-        background::detach(&repository)?;
+    if let Some(repository) = repository {
+        background::detach(repository)?;
     }
     Ok(mounted.run()?)
 }
@@ -112,12 +122,12 @@ fn mount_point(given: &Path) -> Result<PathBuf> {
         bail!("unable to mount on '{shown}': it is no directory");
     }
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let is_ours = mounts.lines().any(|line| {
+    let is_taken = mounts.lines().any(|line| {
         let mut fields = line.split(' ').skip(1);
         fields.next() == target.to_str()
             && fields.next().is_some_and(|kind| kind.starts_with("fuse"))
     });
-    match is_ours {
+    match is_taken {
         true => bail!(
             "unable to mount on '{shown}': something is mounted there - `umount {shown}` first"
         ),
@@ -134,10 +144,7 @@ pub(crate) fn mount_file(
 ) -> Result<()> {
     let target = mount_point(target)?;
     let open = move || -> Result<OpenArchive> {
-        let (report, notices) = Report::new();
-        drop(notices);
-        let mut reader = plugin.reader(report, Cancel::default())?;
-        let mut archive = reader.open(vec![bytes.clone()]).map_err(EngineError::from)?;
+        let (reader, mut archive) = open_with(&plugin, vec![bytes.clone()], Cancel::default())?;
         archive.root()?;
         let links = links_of(&mut *archive, ENTRIES_WALKED);
         let links = links.ok().flatten().map_or(Links::Unknown, Links::Known);
@@ -146,9 +153,7 @@ pub(crate) fn mount_file(
     };
     open()?;
     let root = Root::Archive(Box::new(move || open().map_err(|error| problem(&error))));
-    let mut mounted = mounted(root, &target, source, log(false))?;
-    end_on_signal(mounted.unmounter(), || {})?;
-    Ok(mounted.run()?)
+    serve(root, &target, source, None)
 }
 
 fn log(in_background: bool) -> Log {
@@ -230,10 +235,7 @@ fn open_archive(
             stream.read_ahead();
         }
     }
-    let (report, notices) = Report::new();
-    drop(notices);
-    let mut reader = plugin.reader(report, Cancel::default())?;
-    let mut archive = reader.open(stored.streams()).map_err(EngineError::from)?;
+    let (reader, mut archive) = open_with(plugin, stored.streams(), Cancel::default())?;
     let names = match &files.files[..] {
         [file] => names_by_catalog(opened, &file.name, &mut *archive),
         _ => links_of(&mut *archive, ENTRIES_WALKED),

@@ -12,6 +12,7 @@ use keepwell_engine::archive::{BlobArchive, ChunkedArchive, RandomAccess};
 use keepwell_engine::catalog::{walk, walk_archive};
 use keepwell_engine::diff::same_bytes;
 use keepwell_engine::list::newest;
+use keepwell_engine::plugin::{Archive, Reader};
 use keepwell_engine::report::Report;
 use keepwell_engine::restore::{ContentSource, PlainContent, StoredContent};
 use keepwell_engine::snapshot::{UnverifiedManifest, find, read_blob};
@@ -22,6 +23,7 @@ use keepwell_model::names::ArchiveKind;
 use keepwell_model::{ArchiveName, GroupId, Manifest, Namespace, SnapshotId};
 use keepwell_seal::EncryptionKey;
 use keepwell_store::SnapshotReader;
+use keepwell_wasm::Plugin;
 use std::io::BufWriter;
 use std::sync::Arc;
 
@@ -113,11 +115,8 @@ impl Opened {
             let Some(loaded) = plugins.reader_for(&archive.extension) else { continue };
             let Some(metadata) = archive.files.last() else { continue };
             let stored = StoredArchive::open(&self.reader, archive, key)?;
-            let (report, notices) = Report::new();
-            drop(notices);
-            // It has to live as long as its archive.
-            let mut reader = loaded.plugin.reader(report, Cancel::default())?;
-            let mut open = reader.open(stored.streams()).map_err(EngineError::from)?;
+            let (_reader, mut open) =
+                open_with(&loaded.plugin, stored.streams(), Cancel::default())?;
             walk_archive(&mut *open, metadata.name.as_str().as_bytes(), visit)?;
         }
         Ok(())
@@ -196,6 +195,20 @@ impl ArchiveFiles {
 }
 
 pub(crate) type Streams = Vec<Arc<dyn RandomAccess>>;
+
+/// Opens an archive with the plugin that reads it. The reader has to live as long as its archive: bind
+/// both, the archive last.
+pub(crate) fn open_with(
+    plugin: &Plugin,
+    streams: Streams,
+    cancel: Cancel,
+) -> Result<(Box<dyn Reader>, Box<dyn Archive>)> {
+    // What it has to say of its work nobody waits for.
+    let (report, _) = Report::new();
+    let mut reader = plugin.reader(report, cancel)?;
+    let archive = reader.open(streams).map_err(EngineError::from)?;
+    Ok((reader, archive))
+}
 
 /// An archive's content as the store has it.
 pub(crate) enum StoredArchive {

@@ -1,18 +1,21 @@
 //! Metadata beyond stat: inode flags, FAT attributes, project ids, extended attributes.
 //!
-//! The only module of the engine with unsafe code: two ioctls that rustix has no words for.
-#![allow(unsafe_code, reason = "ioctls without a safe wrapper, each with its SAFETY comment")]
+//! The only module of the engine with unsafe code: calls that rustix has no words for.
+#![allow(unsafe_code, reason = "calls without a safe wrapper, each with its SAFETY comment")]
 
 use super::{Examined, Identity, metadata_of};
 use crate::plugin::{EntryKind, ExtendedAttribute, Metadata};
-use rustix::fs::IFlags;
+use rustix::fs::{AtFlags, IFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Setter, ioctl, opcode};
 use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 const MSDOS: u64 = 0x4d44;
+/// Those whose every inode flag `closed_flags` finds: ext2 to ext4, XFS, tmpfs.
+const WITH_CLOSED_FLAGS: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 const FUSE: u64 = 0x6573_5546;
 /// File systems with project ids.
 const WITH_PROJECTS: [u64; 4] = [0xef53, 0x5846_5342, FUSE, 0x2fc1_2fc1];
@@ -57,6 +60,63 @@ pub(crate) fn set_fat_attributes(fd: BorrowedFd<'_>, value: u32) -> Result<(), E
     unsafe { ioctl(fd, Setter::<SET_FAT, u32>::new(value)) }
 }
 
+/// `struct file_attr` of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct FileAttr {
+    flags: u64,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+}
+const _: () = assert!(size_of::<FileAttr>() == 24);
+
+/// Its number is the same on all processors that Rust has.
+const SYS_FILE_GETATTR: libc::c_long = 468;
+
+/// `file_getattr`, of Linux 6.17: attributes of a file that is not opened. Links are followed.
+fn file_attr(path: &CStr) -> Result<FileAttr, Errno> {
+    let mut found = FileAttr::default();
+    // SAFETY: the kernel reads a path that ends with 0, and writes at most as many bytes as it is told.
+    let outcome = unsafe {
+        libc::syscall(
+            SYS_FILE_GETATTR,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw mut found,
+            size_of::<FileAttr>(),
+            0,
+        )
+    };
+    match outcome {
+        0 => Ok(found),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS)),
+    }
+}
+
+/// The kernel's inode flags by those of `file_getattr`: FS_XFLAG_* and FS_*_FL of linux/fs.h.
+const CLOSED_FLAGS: [(u64, IFlags); 6] = [
+    (0x8, IFlags::IMMUTABLE),
+    (0x10, IFlags::APPEND),
+    (0x20, IFlags::SYNC),
+    (0x40, IFlags::NOATIME),
+    (0x80, IFlags::NODUMP),
+    (0x200, IFlags::from_bits_retain(0x2000_0000)),
+];
+
+/// The inode flags that archives keep, and the project, of a file that `path`, `fd`'s own, leads to.
+fn closed_flags(fd: BorrowedFd<'_>, path: &CStr) -> Result<(u32, u32), Errno> {
+    let attr = file_attr(path)?;
+    let set = CLOSED_FLAGS.iter().filter(|(bit, _)| attr.flags & bit != 0);
+    let mut flags = set.fold(IFlags::empty(), |flags, (_, flag)| flags | *flag);
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    if stat.stx_attributes.contains(StatxAttributes::COMPRESSED) {
+        flags |= IFlags::COMPRESSED;
+    }
+    Ok((flags.bits(), attr.project))
+}
+
 /// What was learned of file systems: which kind they are, and what they can't do.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
@@ -71,6 +131,39 @@ pub(super) struct Probed {
     pub(super) identity: Identity,
     pub(super) incomplete: Option<String>,
     pub(super) blocks: u64,
+}
+
+impl Probed {
+    fn of(stat: &Stat, metadata: Metadata, filesystem: u64) -> Self {
+        let links = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
+        let identity = Identity { device: stat.st_dev, inode: stat.st_ino, links, filesystem };
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        Self { metadata, identity, incomplete: None, blocks }
+    }
+}
+
+/// Whose extended attributes are read.
+#[derive(Clone, Copy)]
+enum Named<'a> {
+    Open(BorrowedFd<'a>),
+    /// links are followed
+    Path(&'a CStr),
+}
+
+impl Named<'_> {
+    fn list(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Open(fd) => rustix::fs::flistxattr(fd, buffer),
+            Self::Path(path) => rustix::fs::listxattr(path, buffer),
+        }
+    }
+
+    fn get(self, name: &[u8], buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Open(fd) => rustix::fs::fgetxattr(fd, name, buffer),
+            Self::Path(path) => rustix::fs::getxattr(path, name, buffer),
+        }
+    }
 }
 
 impl From<Probed> for Examined {
@@ -97,12 +190,32 @@ impl Probes {
                 metadata.project =
                     fsxattr(fd).ok().map(|value| value.project).filter(|project| *project != 0);
             }
-            (metadata.extended, incomplete) = self.extended(fd, stat.st_dev)?;
+            (metadata.extended, incomplete) = self.extended(Named::Open(fd), stat.st_dev)?;
         }
-        let links = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
-        let identity = Identity { device: stat.st_dev, inode: stat.st_ino, links, filesystem };
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-        Ok(Probed { metadata, identity, incomplete, blocks })
+        Ok(Probed { incomplete, ..Probed::of(&stat, metadata, filesystem) })
+    }
+
+    /// The same of a regular file, by a descriptor that only names it (`O_PATH`): the file is not
+    /// opened. Of the inode flags only those that archives keep. None where that is not possible: with
+    /// older kernels, on other file systems, without /proc.
+    pub(super) fn probe_closed(&self, fd: BorrowedFd<'_>) -> Result<Option<Probed>, Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        let mut metadata = metadata_of(&stat);
+        let filesystem = self.magic(fd, stat.st_dev)?;
+        if metadata.kind != EntryKind::File || !WITH_CLOSED_FLAGS.contains(&filesystem) {
+            return Ok(None);
+        }
+        let Ok(path) = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+            return Ok(None);
+        };
+        let Ok((flags, project)) = closed_flags(fd, &path) else { return Ok(None) };
+        metadata.inode_flags = flags;
+        if WITH_PROJECTS.contains(&filesystem) && project != 0 {
+            metadata.project = Some(project);
+        }
+        let incomplete;
+        (metadata.extended, incomplete) = self.extended(Named::Path(&path), stat.st_dev)?;
+        Ok(Some(Probed { incomplete, ..Probed::of(&stat, metadata, filesystem) }))
     }
 
     fn magic(&self, fd: BorrowedFd<'_>, device: u64) -> Result<u64, Errno> {
@@ -120,14 +233,14 @@ impl Probes {
     /// Attributes in the kernel's order, and what could not be read of them.
     fn extended(
         &self,
-        fd: BorrowedFd<'_>,
+        named: Named<'_>,
         device: u64,
     ) -> Result<(Vec<ExtendedAttribute>, Option<String>), Errno> {
         let lacking = || self.without_xattrs.lock().unwrap_or_else(PoisonError::into_inner);
         if lacking().contains(&device) {
             return Ok((Vec::new(), None));
         }
-        let names = match read_growing(|buffer| rustix::fs::flistxattr(fd, buffer)) {
+        let names = match read_growing(|buffer| named.list(buffer)) {
             Ok(names) => names,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 lacking().insert(device);
@@ -142,7 +255,7 @@ impl Probes {
         };
         let mut found = Vec::new();
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            match read_growing(|buffer| rustix::fs::fgetxattr(fd, name, buffer)) {
+            match read_growing(|buffer| named.get(name, buffer)) {
                 Ok(value) => found.push((name.to_vec(), value)),
                 // It has gone since it was listed.
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
@@ -183,6 +296,60 @@ fn read_growing(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Resu
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    /// Sets inode flags, as far as one may, and a named attribute.
+    fn marked(dir: &std::path::Path, flags: IFlags) -> std::fs::File {
+        let file = tempfile::tempfile_in(dir).unwrap();
+        let _ =
+            rustix::fs::fsetxattr(&file, "user.note", &[7; 2000], rustix::fs::XattrFlags::empty());
+        if let Ok(now) = rustix::fs::ioctl_getflags(&file) {
+            let _ = rustix::fs::ioctl_setflags(&file, now | flags);
+        }
+        file
+    }
+
+    #[test]
+    fn what_is_not_opened_tells_the_same() {
+        // What archives keep of regular files: spec pxar.md §7.
+        const KEPT: u32 = 0x20 | 0x80 | 0x4 | 0x80_0000 | 0x40 | 0x10 | 0x8 | 0x400 | 0x2000_0000;
+        let all = [
+            IFlags::empty(),
+            IFlags::NODUMP,
+            IFlags::NOATIME,
+            IFlags::SYNC,
+            IFlags::COMPRESSED,
+            IFlags::APPEND,
+            IFlags::NODUMP | IFlags::NOATIME | IFlags::SYNC | IFlags::COMPRESSED,
+        ];
+        let probes = Probes::default();
+        let mut compared = 0;
+        for dir in [std::env::temp_dir().as_path(), std::path::Path::new("/dev/shm")] {
+            for flags in all {
+                if !dir.is_dir() {
+                    continue;
+                }
+                let file = marked(dir, flags);
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let fd = rustix::fs::open(
+                    path,
+                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+                    rustix::fs::Mode::empty(),
+                );
+                let mut opened = probes.probe(file.as_fd()).unwrap();
+                let Some(closed) = probes.probe_closed(fd.unwrap().as_fd()).unwrap() else {
+                    continue;
+                };
+                compared += 1;
+                opened.metadata.inode_flags &= KEPT;
+                assert_eq!(closed.metadata, opened.metadata, "{flags:?}");
+                assert_eq!(closed.identity, opened.identity);
+                assert_eq!((closed.blocks, &closed.incomplete), (opened.blocks, &None));
+            }
+        }
+        if compared == 0 {
+            eprintln!("skipped: it takes Linux 6.17 and ext4, XFS or tmpfs");
+        }
+    }
 
     #[test]
     fn ioctls_of_this_file_system_answer_or_refuse() {

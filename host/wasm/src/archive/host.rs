@@ -19,6 +19,7 @@ type Answer<T> = wasmtime::Result<Result<T, wit::Failure>>;
 const LIST_MAX: u32 = 16_384;
 const READ_BYTES_MAX: u32 = 1 << 20;
 const OPEN_MAX: usize = 1024;
+const TOO_MANY: &str = "too many children at once";
 const PATTERNS_MAX: usize = 10_000;
 /// Longer paths and texts in a report are cut.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -65,7 +66,7 @@ impl filesystem::HostDirectory for State {
         let mut all = Vec::with_capacity(children.len().min(OPEN_MAX));
         for (position, child) in children.into_iter().enumerate() {
             if position >= OPEN_MAX {
-                all.push(Err(wit::Failure::Invalid("too many children at once".into())));
+                all.push(Err(wit::Failure::Invalid(TOO_MANY.into())));
                 continue;
             }
             let opened = match self.table.get(&this)?.0.open_child(&Listed::from(child)) {
@@ -82,6 +83,20 @@ impl filesystem::HostDirectory for State {
             all.push(Ok(filesystem::Opened { examined: opened.examined.into(), handle }));
         }
         Ok(all)
+    }
+
+    fn examine_children(
+        &mut self,
+        this: Resource<DirectoryHandle>,
+        children: Vec<filesystem::Listed>,
+    ) -> wasmtime::Result<Vec<Result<filesystem::Examined, wit::Failure>>> {
+        let directory = &self.table.get(&this)?.0;
+        let examine = |(position, child)| match position < OPEN_MAX {
+            true => directory.examine_child(&Listed::from(child)).map(Into::into),
+            false => Err(Failure::Invalid(TOO_MANY.into())),
+        };
+        let examined = children.into_iter().enumerate().map(examine);
+        Ok(examined.map(|examined| examined.map_err(wit::Failure::from)).collect())
     }
 
     fn drop(&mut self, this: Resource<DirectoryHandle>) -> wasmtime::Result<()> {

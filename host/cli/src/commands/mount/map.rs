@@ -1,11 +1,10 @@
 //! `map` and `unmap`: an image as a block device, a loop device over a file that FUSE serves. Names,
 //! places and messages are the reference's (cli.md, map), so that either takes back what the other mapped.
 
-use super::{background, end_on_signal, log, mounted, opener, reader_of};
-use crate::args::{flag, is_set, limits, namespace, namespace_of, patience, repository};
+use super::{background, end_on_signal, log, mounted, opener, options, reader_of};
+use crate::args::{is_set, namespace_of};
 use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::commands::restore::snapshot_or_group;
-use crate::encryption::key_options;
 use crate::output::write_out;
 use crate::plugins::Plugins;
 use crate::repository::Repository;
@@ -36,12 +35,7 @@ pub(crate) fn map_command() -> Command {
         .arg(
             Arg::new("archive-name").value_name("ARCHIVE").help("Such as drive.img").required(true),
         )
-        .arg(flag("verbose", "Stay in the foreground, and tell what can't be read"))
-        .arg(repository())
-        .arg(namespace())
-        .args(key_options())
-        .args(limits())
-        .arg(patience())
+        .args(options())
 }
 
 pub(crate) fn unmap_command() -> Command {
@@ -190,8 +184,8 @@ fn take_turn() -> Result<File> {
     Ok(turn)
 }
 
-/// Serves the image until it is taken back.
-/// In the background where there is a repository to be found from there.
+/// Serves the image until it is taken back, in the background where there is a repository to be found
+/// from there.
 fn serve(
     mapping: &Mapping,
     opener: keepwell_mount::Opener,

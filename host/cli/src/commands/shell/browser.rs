@@ -2,14 +2,14 @@
 //! needed. Where a snapshot has no catalog of the archive, or a damaged one, the names come from
 //! the archive.
 
-use crate::commands::opened::{ArchiveFiles, Opened, StoredArchive};
+use crate::commands::opened::{ArchiveFiles, Opened, StoredArchive, open_with};
 use crate::plugins::{Loaded, Plugins};
 use anyhow::{Result, anyhow, bail};
+use keepwell_engine::Cancel;
 use keepwell_engine::browse::{self, EntryPath};
 use keepwell_engine::catalog::{Catalog, kind_of};
 use keepwell_engine::plugin::{Archive, Entry, EntryKind, Node, Reader};
-use keepwell_engine::report::{Report, shown_path};
-use keepwell_engine::{Cancel, EngineError};
+use keepwell_engine::report::shown_path;
 use keepwell_model::ArchiveName;
 use keepwell_model::catalog::CatalogKind;
 use std::collections::VecDeque;
@@ -109,10 +109,8 @@ impl<'a> Browser<'a> {
     /// The archive itself, opened when it is first needed.
     fn archive(&mut self) -> Result<&mut dyn Archive> {
         if self.archive.is_none() {
-            let (report, notices) = Report::new();
-            drop(notices);
-            let mut reader = self.loaded.plugin.reader(report, self.cancel.clone())?;
-            let archive = reader.open(self.stored()?.streams()).map_err(EngineError::from)?;
+            let (plugin, streams) = (&self.loaded.plugin, self.stored()?.streams());
+            let (reader, archive) = open_with(plugin, streams, self.cancel.clone())?;
             self.archive = Some(OpenArchive { archive, _reader: reader });
         }
         match &mut self.archive {
