@@ -150,23 +150,40 @@ def metadata(data):
     yield run(backup + ["1700000001"])
     yield run([KEEPWELL, "restore", "host/b", "root.pxar", out])
 
+def timed_twice(command):
+    return run(command)[0], run(command)[0]
+
+def forget():
+    """As after a start of the machine; False where only root may do that."""
+    os.sync()
+    try:
+        with open("/proc/sys/vm/drop_caches", "w") as f: f.write("3")
+        return True
+    except OSError: return False
+
 def looking(name, data):
-    """Through a mount of the last snapshot: reading all beside restoring it, and listing beside the source."""
+    """Through a mount of the last snapshot: reading all beside restoring it, and listing beside the source, both cold
+    and both warm."""
     ENV["PBS_REPOSITORY"] = fresh(WORK + "/keepwell-repo"); point = fresh(WORK + "/mount"); out = fresh(WORK + "/out")
     os.makedirs(point)
     for mode in ("legacy", "metadata"):
         run([KEEPWELL, "backup", "root.pxar:" + data, "--backup-id", mode, "--change-detection-mode", mode])
         def mounted(command):
             run([KEEPWELL, "mount", "host/" + mode, "root.pxar", point])
-            try: return run(command)[0], run(command)[0]
+            try: return timed_twice(command)
             finally: run(["umount", point])
         # Into files, as a restore does, and not at all.
         read = min(mounted(["sh", "-c", "find '%s' -type f -print0 | xargs -0 cat | wc -c" % point])[0] for _ in range(args.runs))
         restore = min(run([KEEPWELL, "restore", "host/" + mode, "root.pxar", fresh(out)])[0] for _ in range(args.runs))
-        source, again = (min(times) for times in zip(*[(run(["find", data])[0], run(["find", data])[0]) for _ in range(args.runs)]))
-        first, second = (min(times) for times in zip(*[mounted(["find", point]) for _ in range(args.runs)]))
-        print("%-15s mount of %-8s read %.2f s (%.2f of the restore's speed), find %.2f s, again %.2f s (source %.2f, %.2f: %.1f times)"
-              % (name, mode, read, restore / read, first, second, source, again, second / again), flush=True)
+        finds = {"source": [], "mount": []}
+        for _ in range(args.runs):
+            is_cold = forget()
+            finds["source"].append(timed_twice(["find", data]))
+            forget()
+            finds["mount"].append(mounted(["find", point]))
+        (source, again), (first, second) = ([min(times) for times in zip(*all_runs)] for all_runs in finds.values())
+        print("%-15s mount of %-8s read %.2f s (%.2f of the restore's speed), find %s %.2f s (source %.2f: %.1f times), again %.2f s (source %.2f: %.1f times)"
+              % (name, mode, read, restore / read, "cold" if is_cold else "fresh", first, source, first / source, second, again, second / again), flush=True)
 
 TOOLS = {"keepwell": keepwell, "metadata": metadata, "encrypted": encrypted, "served": served, "restic": restic, "borg": borg, "cp": cp}
 STEPS = ("first", "unchanged", "restore")

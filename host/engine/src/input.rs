@@ -7,10 +7,11 @@ pub(crate) mod attributes;
 
 use crate::plugin::{EntryKind, Failure, Metadata, Timestamp};
 use crate::report::shown_path;
-use attributes::Probes;
+use attributes::{ChildName, Probes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, Stat};
 use rustix::io::Errno;
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -198,9 +199,9 @@ impl Directory {
 
     /// None where the file has to be opened.
     fn examine_closed(&self, name: &[u8]) -> Result<Option<Examined>, Errno> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
-        Ok(self.probes.probe_closed(fd.as_fd())?.map(Into::into))
+        let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+        let child = ChildName { directory: self.fd.as_fd(), name: &name };
+        Ok(self.probes.probe_closed(child)?.map(Into::into))
     }
 
     fn open_file(&self, name: &[u8]) -> Result<Opened, Errno> {

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, IFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Setter, ioctl, opcode};
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -72,26 +72,77 @@ struct FileAttr {
 }
 const _: () = assert!(size_of::<FileAttr>() == 24);
 
-/// Its number is the same on all processors that Rust has.
+/// `struct xattr_args` of linux/xattr.h.
+#[repr(C, align(8))]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+const _: () = assert!(size_of::<XattrArgs>() == 16);
+
+/// Their numbers are the same on all processors that Rust has.
+const SYS_GETXATTRAT: libc::c_long = 464;
+const SYS_LISTXATTRAT: libc::c_long = 465;
 const SYS_FILE_GETATTR: libc::c_long = 468;
 
-/// `file_getattr`, of Linux 6.17: attributes of a file that is not opened. Links are followed.
-fn file_attr(path: &CStr) -> Result<FileAttr, Errno> {
-    let mut found = FileAttr::default();
-    // SAFETY: the kernel reads a path that ends with 0, and writes at most as many bytes as it is told.
-    let outcome = unsafe {
-        libc::syscall(
-            SYS_FILE_GETATTR,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            &raw mut found,
-            size_of::<FileAttr>(),
-            0,
-        )
-    };
-    match outcome {
-        0 => Ok(found),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS)),
+/// What a system call gave back.
+fn outcome(given: libc::c_long) -> Result<usize, Errno> {
+    usize::try_from(given)
+        .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS))
+}
+
+/// A child of an open directory. Links are not followed, and nothing is opened.
+#[derive(Clone, Copy)]
+pub(super) struct ChildName<'a> {
+    pub(super) directory: BorrowedFd<'a>,
+    pub(super) name: &'a CStr,
+}
+
+impl ChildName<'_> {
+    /// `file_getattr`, of Linux 6.17.
+    fn attr(self) -> Result<FileAttr, Errno> {
+        let (directory, name) = (self.directory.as_raw_fd(), self.name.as_ptr());
+        let (mut found, size) = (FileAttr::default(), size_of::<FileAttr>());
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        // SAFETY: the kernel reads a name that ends with 0, and writes at most `size` bytes of plain
+        // numbers into `found`.
+        outcome(unsafe {
+            libc::syscall(SYS_FILE_GETATTR, directory, name, &raw mut found, size, flags)
+        })?;
+        Ok(found)
+    }
+
+    /// `listxattrat`, of Linux 6.13.
+    fn list(self, room: &mut [u8]) -> Result<usize, Errno> {
+        let (directory, name) = (self.directory.as_raw_fd(), self.name.as_ptr());
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        // SAFETY: the kernel reads a name that ends with 0, and writes at most as many bytes as there is
+        // room for.
+        outcome(unsafe {
+            libc::syscall(SYS_LISTXATTRAT, directory, name, flags, room.as_mut_ptr(), room.len())
+        })
+    }
+
+    /// `getxattrat`, of Linux 6.13.
+    fn get(self, attribute: &CStr, room: &mut [u8]) -> Result<usize, Errno> {
+        let (directory, name) = (self.directory.as_raw_fd(), self.name.as_ptr());
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        let size = u32::try_from(room.len()).unwrap_or(u32::MAX);
+        let mut args = XattrArgs { value: room.as_mut_ptr() as u64, size, flags: 0 };
+        // SAFETY: the kernel reads names that end with 0 and `args`, and writes at most as many bytes as
+        // there is room for.
+        outcome(unsafe {
+            libc::syscall(
+                SYS_GETXATTRAT,
+                directory,
+                name,
+                flags,
+                attribute.as_ptr(),
+                &raw mut args,
+                size_of::<XattrArgs>(),
+            )
+        })
     }
 }
 
@@ -104,18 +155,6 @@ const CLOSED_FLAGS: [(u64, IFlags); 6] = [
     (0x80, IFlags::NODUMP),
     (0x200, IFlags::from_bits_retain(0x2000_0000)),
 ];
-
-/// The inode flags that archives keep, and the project, of a file that `path`, `fd`'s own, leads to.
-fn closed_flags(fd: BorrowedFd<'_>, path: &CStr) -> Result<(u32, u32), Errno> {
-    let attr = file_attr(path)?;
-    let set = CLOSED_FLAGS.iter().filter(|(bit, _)| attr.flags & bit != 0);
-    let mut flags = set.fold(IFlags::empty(), |flags, (_, flag)| flags | *flag);
-    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
-    if stat.stx_attributes.contains(StatxAttributes::COMPRESSED) {
-        flags |= IFlags::COMPRESSED;
-    }
-    Ok((flags.bits(), attr.project))
-}
 
 /// What was learned of file systems: which kind they are, and what they can't do.
 #[derive(Debug, Default)]
@@ -146,22 +185,21 @@ impl Probed {
 #[derive(Clone, Copy)]
 enum Named<'a> {
     Open(BorrowedFd<'a>),
-    /// links are followed
-    Path(&'a CStr),
+    Child(ChildName<'a>),
 }
 
 impl Named<'_> {
-    fn list(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn list(self, room: &mut [u8]) -> Result<usize, Errno> {
         match self {
-            Self::Open(fd) => rustix::fs::flistxattr(fd, buffer),
-            Self::Path(path) => rustix::fs::listxattr(path, buffer),
+            Self::Open(fd) => rustix::fs::flistxattr(fd, room),
+            Self::Child(child) => child.list(room),
         }
     }
 
-    fn get(self, name: &[u8], buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn get(self, attribute: &CStr, room: &mut [u8]) -> Result<usize, Errno> {
         match self {
-            Self::Open(fd) => rustix::fs::fgetxattr(fd, name, buffer),
-            Self::Path(path) => rustix::fs::getxattr(path, name, buffer),
+            Self::Open(fd) => rustix::fs::fgetxattr(fd, attribute, room),
+            Self::Child(child) => child.get(attribute, room),
         }
     }
 }
@@ -195,26 +233,39 @@ impl Probes {
         Ok(Probed { incomplete, ..Probed::of(&stat, metadata, filesystem) })
     }
 
-    /// The same of a regular file, by a descriptor that only names it (`O_PATH`): the file is not
-    /// opened. Of the inode flags only those that archives keep. None where that is not possible: with
-    /// older kernels, on other file systems, without /proc.
-    pub(super) fn probe_closed(&self, fd: BorrowedFd<'_>) -> Result<Option<Probed>, Errno> {
-        let stat = rustix::fs::fstat(fd)?;
+    /// The same of a regular file that is not opened. Of the inode flags only those that archives keep.
+    /// None where that is not possible: with older kernels, or on other file systems.
+    pub(super) fn probe_closed(&self, child: ChildName<'_>) -> Result<Option<Probed>, Errno> {
+        let ChildName { directory, name } = child;
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let mut metadata = metadata_of(&stat);
-        let filesystem = self.magic(fd, stat.st_dev)?;
-        if metadata.kind != EntryKind::File || !WITH_CLOSED_FLAGS.contains(&filesystem) {
+        // A file may be mounted on one.
+        if metadata.kind != EntryKind::File || rustix::fs::fstat(directory)?.st_dev != stat.st_dev {
             return Ok(None);
         }
-        let Ok(path) = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
+        let filesystem = self.magic(directory, stat.st_dev)?;
+        if !WITH_CLOSED_FLAGS.contains(&filesystem) {
             return Ok(None);
-        };
-        let Ok((flags, project)) = closed_flags(fd, &path) else { return Ok(None) };
-        metadata.inode_flags = flags;
-        if WITH_PROJECTS.contains(&filesystem) && project != 0 {
-            metadata.project = Some(project);
         }
-        let incomplete;
-        (metadata.extended, incomplete) = self.extended(Named::Path(&path), stat.st_dev)?;
+        let Ok(attr) = child.attr() else { return Ok(None) };
+        let set = CLOSED_FLAGS.iter().filter(|(bit, _)| attr.flags & bit != 0);
+        let mut flags = set.fold(IFlags::empty(), |flags, (_, flag)| flags | *flag);
+        let named = Named::Child(child);
+        let (extended, incomplete) = self.extended(named, stat.st_dev)?;
+        let again =
+            rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
+        if again.stx_ino != stat.st_ino || again.stx_ctime.tv_sec != stat.st_ctime {
+            // Another file has the name by now.
+            return Ok(None);
+        }
+        if again.stx_attributes.contains(StatxAttributes::COMPRESSED) {
+            flags |= IFlags::COMPRESSED;
+        }
+        metadata.inode_flags = flags.bits();
+        if WITH_PROJECTS.contains(&filesystem) && attr.project != 0 {
+            metadata.project = Some(attr.project);
+        }
+        metadata.extended = extended;
         Ok(Some(Probed { incomplete, ..Probed::of(&stat, metadata, filesystem) }))
     }
 
@@ -254,13 +305,14 @@ impl Probes {
             Err(error) => return Err(error),
         };
         let mut found = Vec::new();
-        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        for name in names.split_inclusive(|byte| *byte == 0) {
+            let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
             match read_growing(|buffer| named.get(name, buffer)) {
-                Ok(value) => found.push((name.to_vec(), value)),
+                Ok(value) => found.push((name.to_bytes().to_vec(), value)),
                 // It has gone since it was listed.
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
                 Err(Errno::TOOBIG) => {
-                    let name = String::from_utf8_lossy(name);
+                    let name = name.to_string_lossy();
                     let problem = format!("extended attribute {name} is too large (E2BIG)");
                     return Ok((found, Some(problem)));
                 }
@@ -295,11 +347,13 @@ fn read_growing(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsFd;
+    use std::path::Path;
 
     /// Sets inode flags, as far as one may, and a named attribute.
-    fn marked(dir: &std::path::Path, flags: IFlags) -> std::fs::File {
-        let file = tempfile::tempfile_in(dir).unwrap();
+    fn marked(dir: &Path, flags: IFlags) -> File {
+        let file = File::create(dir.join("file")).unwrap();
         let _ =
             rustix::fs::fsetxattr(&file, "user.note", &[7; 2000], rustix::fs::XattrFlags::empty());
         if let Ok(now) = rustix::fs::ioctl_getflags(&file) {
@@ -323,22 +377,19 @@ mod tests {
         ];
         let probes = Probes::default();
         let mut compared = 0;
-        for dir in [std::env::temp_dir().as_path(), std::path::Path::new("/dev/shm")] {
+        for base in [std::env::temp_dir().as_path(), Path::new("/dev/shm")] {
             for flags in all {
-                if !dir.is_dir() {
-                    continue;
-                }
-                let file = marked(dir, flags);
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let fd = rustix::fs::open(
-                    path,
-                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-                    rustix::fs::Mode::empty(),
-                );
+                let Ok(dir) = tempfile::tempdir_in(base) else { continue };
+                let file = marked(dir.path(), flags);
                 let mut opened = probes.probe(file.as_fd()).unwrap();
-                let Some(closed) = probes.probe_closed(fd.unwrap().as_fd()).unwrap() else {
-                    continue;
-                };
+                let directory = File::open(dir.path()).unwrap();
+                let child = ChildName { directory: directory.as_fd(), name: c"file" };
+                let closed = probes.probe_closed(child).unwrap();
+                // So that it can be removed.
+                if let Ok(now) = rustix::fs::ioctl_getflags(&file) {
+                    let _ = rustix::fs::ioctl_setflags(&file, now - IFlags::APPEND);
+                }
+                let Some(closed) = closed else { continue };
                 compared += 1;
                 opened.metadata.inode_flags &= KEPT;
                 assert_eq!(closed.metadata, opened.metadata, "{flags:?}");
