@@ -2,7 +2,7 @@
 
 use crate::{OptionKind, OptionSpec, OptionValue};
 
-/// Declares an option; `repeatable`, `minimum` and `default` can be set on the result.
+/// Declares an option; `repeatable`, `default`, `minimum` and `choices` can be set on the result.
 pub fn option(name: &str, kind: OptionKind, help: &str) -> OptionSpec {
     OptionSpec {
         name: name.to_owned(),
@@ -11,6 +11,7 @@ pub fn option(name: &str, kind: OptionKind, help: &str) -> OptionSpec {
         repeatable: false,
         default: None,
         minimum: None,
+        choices: Vec::new(),
     }
 }
 

@@ -233,9 +233,10 @@ fn what_can_not_be_taken_again_is_read() {
         fs::write(&path, bytes).unwrap();
     }
     backup(&world, "metadata", 1_700_000_005, "--chunk-size 128");
-    let run = world.run(["backup", "root.pxar:tree", "--change-detection-mode", "some"]);
+    let wrong = ["backup", "root.pxar:tree", "--dry-run", "--change-detection-mode", "some"];
+    let run = world.run(wrong);
     run.assert_failed("some");
-    run.says("--change-detection-mode 'some': use legacy, data or metadata");
+    run.says("'change-detection-mode': 'some' is none of legacy, data, metadata");
 }
 
 #[test]

@@ -191,6 +191,9 @@ fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
         OptionKind::Integer => Arg::new(spec.name.clone()).value_name("N"),
         OptionKind::Size => Arg::new(spec.name.clone()).value_name("SIZE"),
         OptionKind::Duration => Arg::new(spec.name.clone()).value_name("SECONDS"),
+        OptionKind::Text if !spec.choices.is_empty() => {
+            Arg::new(spec.name.clone()).value_name(spec.choices.join("|"))
+        }
         OptionKind::Text => Arg::new(spec.name.clone()).value_name("TEXT"),
         OptionKind::Pattern => Arg::new(spec.name.clone()).value_name("PATTERN"),
     };
@@ -241,7 +244,14 @@ fn checked(spec: &OptionSpec, given: &OsString) -> Result<Vec<u8>> {
     let text = || given.to_str().ok_or_else(|| anyhow!("--{name}: value is not UTF-8"));
     let wrong = |problem: String| anyhow!("parameter verification failed - '{name}': {problem}");
     let number = match spec.kind {
-        OptionKind::Text => return Ok(given.as_bytes().to_vec()),
+        OptionKind::Text => {
+            let choices = &spec.choices;
+            if !choices.is_empty() && !choices.iter().any(|choice| given == choice.as_str()) {
+                let (given, choices) = (given.display(), choices.join(", "));
+                return Err(wrong(format!("'{given}' is none of {choices}")));
+            }
+            return Ok(given.as_bytes().to_vec());
+        }
         OptionKind::Flag => return Ok(text()?.as_bytes().to_vec()),
         OptionKind::Pattern => {
             Pattern::parse(given.as_bytes(), b"").map_err(|problem| {

@@ -109,6 +109,8 @@ pub struct OptionSpec {
     pub repeatable: bool,
     pub default: Option<String>,
     pub minimum: Option<u64>,
+    /// of a text; any where there are none
+    pub choices: Vec<String>,
 }
 
 /// An option as given, checked against its spec.

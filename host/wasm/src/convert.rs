@@ -181,8 +181,8 @@ impl From<wit::OptionSpec> for OptionSpec {
             wit::OptionKind::Text => OptionKind::Text,
             wit::OptionKind::Pattern => OptionKind::Pattern,
         };
-        let wit::OptionSpec { name, help, repeatable, default, minimum, .. } = spec;
-        Self { name, kind, help, repeatable, default, minimum }
+        let wit::OptionSpec { name, help, repeatable, default, minimum, choices, .. } = spec;
+        Self { name, kind, help, repeatable, default, minimum, choices }
     }
 }
 

@@ -107,7 +107,9 @@ impl PluginInfo {
             }
         }
         let words = self.archive_types.iter().map(|archive_type| &archive_type.noun);
-        let texts = words.chain(self.options.iter().map(|option| &option.help));
+        let texts = words
+            .chain(self.options.iter().map(|option| &option.help))
+            .chain(self.options.iter().flat_map(|option| &option.choices));
         for text in texts.chain([&self.summary, &self.version]) {
             if text.chars().any(char::is_control) {
                 return Err(format!("{text:?} is not one line of text"));
@@ -115,8 +117,22 @@ impl PluginInfo {
         }
         let has_default =
             |option: &&OptionSpec| option.kind == OptionKind::Flag && option.default.is_some();
-        match self.options.iter().find(has_default) {
-            Some(flag) => Err(format!("flag '{}' has a default: flags are false", flag.name)),
+        if let Some(flag) = self.options.iter().find(has_default) {
+            return Err(format!("flag '{}' has a default: flags are false", flag.name));
+        }
+        let is_no_choice = |option: &&OptionSpec| {
+            let default = option.default.as_ref();
+            !option.choices.is_empty()
+                && (option.kind != OptionKind::Text
+                    || default.is_some_and(|default| !option.choices.contains(default)))
+        };
+        match self.options.iter().find(is_no_choice) {
+            Some(option) => {
+                let name = &option.name;
+                Err(format!(
+                    "option '{name}': choices are for texts, and the default is one of them"
+                ))
+            }
             None => Ok(()),
         }
     }

@@ -106,3 +106,21 @@ fn what_is_no_component_is_refused() {
         assert!(refused.to_string().contains("plugin 'broken'"), "{refused}");
     }
 }
+
+#[test]
+fn choices_are_of_texts_and_the_default_is_one() {
+    let info = keepwell_builtin::COMPONENTS.iter().find(|(name, _)| name.ends_with("pxar"));
+    let (name, bytes) = info.unwrap();
+    let info = runtime(Limits::default()).plugin(name, bytes).info().unwrap();
+    let mode = info.options.iter().position(|option| !option.choices.is_empty()).unwrap();
+    let changed = |change: &dyn Fn(&mut OptionSpec)| {
+        let mut info = info.clone();
+        change(&mut info.options[mode]);
+        info.check()
+    };
+    assert_eq!(changed(&|_| {}), Ok(()));
+    assert_eq!(changed(&|option| option.default = None), Ok(()));
+    assert!(changed(&|option| option.default = Some("other".into())).is_err());
+    assert!(changed(&|option| option.kind = OptionKind::Size).is_err());
+    assert!(changed(&|option| option.choices.push("a\nb".into())).is_err());
+}

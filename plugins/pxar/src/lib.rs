@@ -47,6 +47,7 @@ impl Plugin for Pxar {
             switch("no-sockets", "Do not archive sockets"),
             OptionSpec {
                 default: Some("legacy".into()),
+                choices: ["legacy", "data", "metadata"].map(Into::into).into(),
                 ..option(
                     "change-detection-mode",
                     OptionKind::Text,
