@@ -115,3 +115,59 @@ fn the_example_policy_keeps_a_snapshot_a_week() {
     assert_eq!(pruned.code, Some(0), "{}", pruned.stderr);
     assert_eq!(world.snapshots(), [10, 20].map(|day| format!("host/me/{}", day * 86_400)));
 }
+
+#[test]
+fn what_is_installed_is_used_until_it_changes() {
+    let world = World::new();
+    let (_, bytes) = keepwell_test_guests::COMPONENTS[1];
+    world.write("weekly.wasm", bytes);
+    let run = |line: &str| {
+        let mut command = world.command();
+        command.env("XDG_DATA_HOME", world.path("data")).args(line.split(' '));
+        crate::support::Run::from(command.output().unwrap())
+    };
+    let ok = |line: &str| {
+        let run = run(line);
+        assert_eq!(run.code, Some(0), "{line}: {}", run.stderr);
+        run
+    };
+    let shown = ok("plugin inspect weekly.wasm --output-format json").stdout;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["name"], &shown["size"]), (&"keep-weekly".into(), &bytes.len().into()));
+    assert_eq!(shown["kinds"], serde_json::json!(["retention"]));
+    assert_eq!(shown["options"][0]["name"], "weeks");
+    assert_eq!(shown["exports"][1], "keepwell:retention/policy@0.1.0");
+    // Nobody is there to be asked.
+    run("plugin install weekly.wasm").says("use --yes");
+    run("prune host/me --policy keep-weekly --weeks 2").assert_failed("not installed");
+    let installed = ok("plugin install weekly.wasm --yes");
+    installed.says("installed 'keep-weekly'");
+    let hash = shown["sha256"].as_str().unwrap();
+    assert!(installed.stdout.contains(hash), "{}", installed.stdout);
+    assert!(ok("plugin list").stdout.contains("keep-weekly"));
+    assert!(ok("prune --help").stdout.contains("--weeks"));
+
+    // Another file of that name is not used, and nothing else is kept from working.
+    let file = world.path("data/keepwell/plugins/keep-weekly.wasm");
+    let (_, hostile) = keepwell_test_guests::COMPONENTS[0];
+    fs::write(&file, hostile).unwrap();
+    let version = ok("version");
+    version.says("it has changed since it was installed");
+    assert!(!ok("prune --help").stdout.contains("How to misbehave"));
+    let listed = ok("plugin list --output-format json").stdout;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let problem = listed.as_array().unwrap().last().unwrap()["problem"].as_str().unwrap();
+    assert!(problem.contains("has changed"), "{problem}");
+    fs::write(world.path("data/keepwell/plugins/dropped.wasm"), bytes).unwrap();
+    ok("version").says("it was not installed");
+    fs::remove_file(world.path("data/keepwell/plugins/dropped.wasm")).unwrap();
+    let again = format!("plugin install {} --yes", world.path("weekly.wasm").display());
+    ok(&again);
+    assert!(!ok("version").stderr.contains("not used"));
+
+    run("plugin remove ../weekly").says("is no name of a plugin");
+    run("plugin remove pxar").says("built in");
+    ok("plugin remove keep-weekly").says("removed 'keep-weekly'");
+    run("plugin remove keep-weekly").assert_failed("removed twice");
+    assert!(!file.exists() && !ok("prune --help").stdout.contains("--weeks"));
+}

@@ -2,7 +2,7 @@
 
 use crate::commands;
 use crate::exit::{Shown, UsageError};
-use crate::plugins::Plugins;
+use crate::plugins::{Loaded, Plugins};
 use crate::words::{Options, parse_bool};
 use anyhow::{Result, anyhow, bail};
 use clap::builder::{OsStringValueParser, PossibleValue, StringValueParser, TypedValueParser};
@@ -34,13 +34,13 @@ pub(crate) fn command(plugins: &Plugins) -> Result<Command> {
     for verb in commands::all(plugins) {
         command = command.subcommand(verb);
     }
-    match clash(&command) {
-        None => Ok(command),
-        Some((verb, option)) => bail!(
-            "a plugin of KEEPWELL_PLUGIN_PATH declares --{option}, which `{verb}` has itself: \
-             remove it"
-        ),
-    }
+    let Some((verb, option)) = clash(&command) else { return Ok(command) };
+    let declares = |loaded: &&Loaded| loaded.info.options.iter().any(|known| known.name == option);
+    let file = plugins.iter().filter(declares).find_map(|loaded| loaded.file.as_ref());
+    bail!(
+        "plugin '{}' declares --{option}, which `{verb}` has itself: it can't be used, remove it",
+        file.map_or("?".into(), |file| file.display().to_string())
+    )
 }
 
 /// An option that a command has twice.

@@ -15,6 +15,7 @@ mod mount;
 mod namespace;
 mod opened;
 mod owner;
+mod plugin;
 mod prune;
 mod pxar;
 mod restore;
@@ -57,6 +58,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         benchmark::command(plugins),
         status::command(plugins),
         pxar::command(plugins),
+        plugin::command(plugins),
         key::command(plugins),
         snapshot::upload_log_command().hide(true),
         login::login_command(),
@@ -70,8 +72,12 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
     ]
 }
 
-pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let Some((name, matches)) = matches.subcommand() else { bail!("no command was given") };
+    if name == "plugin" {
+        return plugin::run(plugins, matches);
+    }
+    let plugins = &plugins;
     match name {
         "backup" => backup::run(plugins, matches),
         "restore" => restore::run(plugins, matches),

@@ -30,5 +30,5 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     terminal::forbid_core_dumps();
     let plugins = plugins::Plugins::load()?;
     let matches = args::parse(args::command(&plugins)?, arguments)?;
-    commands::run(&plugins, &matches)
+    commands::run(plugins, &matches)
 }

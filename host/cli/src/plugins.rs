@@ -1,18 +1,28 @@
 //! The plugins at hand, and which of them serves what.
 
+pub(crate) mod places;
+
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
 use keepwell_engine::plugin::{ArchiveType, OptionSpec, OriginKind};
 use keepwell_wasm::{CodeCache, Limits, Plugin, PluginInfo, Runtime};
-use std::path::Path;
+use places::{Place, Trust};
+use std::path::{Path, PathBuf};
 
 /// A plugin and what it says of itself.
 pub(crate) struct Loaded {
     pub(crate) plugin: Plugin,
     pub(crate) info: PluginInfo,
+    /// none of what is built in
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl Loaded {
+    fn of_file(plugin: Plugin, file: &Path) -> Result<Self> {
+        let info = plugin.info().with_context(|| format!("'{}' is no plugin", file.display()))?;
+        Ok(Self { plugin, info, file: Some(file.to_owned()) })
+    }
+
     /// Whether archives of this extension are made of directories.
     pub(crate) fn makes_directories(&self, extension: &str) -> bool {
         let mut types = self.info.archive_types.iter();
@@ -39,9 +49,12 @@ impl Types {
     }
 }
 
-/// All plugins: those given by `KEEPWELL_PLUGIN_PATH` first, then the built-in ones.
+/// All plugins: those given by `KEEPWELL_PLUGIN_PATH` first, then those that were installed, then the
+/// built-in ones.
 pub(crate) struct Plugins {
+    runtime: Runtime,
     all: Vec<Loaded>,
+    refused: Vec<(PathBuf, String)>,
 }
 
 /// The policy that `prune` uses.
@@ -51,18 +64,72 @@ impl Plugins {
     pub(crate) fn load() -> Result<Self> {
         let cache = cache_dir().and_then(|dir| CodeCache::open(&dir));
         let runtime = Runtime::new(cache, Limits::default())?;
-        let mut all = Vec::new();
-        if let Some(path) = std::env::var_os("KEEPWELL_PLUGIN_PATH") {
-            for dir in std::env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty()) {
-                all.extend(load_dir(&runtime, &dir)?);
-            }
+        let mut plugins = Self { runtime, all: Vec::new(), refused: Vec::new() };
+        for place in places::all() {
+            plugins.load_place(&place)?;
         }
         for (package, bytes) in keepwell_builtin::COMPONENTS {
             let name = package.strip_prefix("plugin-").unwrap_or(package);
-            let plugin = runtime.plugin(name, bytes);
-            all.push(Loaded { info: plugin.info()?, plugin });
+            let plugin = plugins.runtime.plugin(name, bytes);
+            plugins.all.push(Loaded { info: plugin.info()?, plugin, file: None });
         }
-        Ok(Self { all })
+        Ok(plugins)
+    }
+
+    /// What is wrong in a place that was named ends the run; elsewhere it is told, and the rest goes on.
+    fn load_place(&mut self, place: &Place) -> Result<()> {
+        let files = match place.files() {
+            Err(error) if place.trust != Trust::Named => {
+                tracing::warn!("{error:#}");
+                return Ok(());
+            }
+            other => other?,
+        };
+        for file in files {
+            // Nothing of it runs before it is known to be the one that was confirmed.
+            let loaded = self.read_file(&file).and_then(|plugin| {
+                place.check(&file, plugin.sha256())?;
+                Loaded::of_file(plugin, &file)
+            });
+            match loaded {
+                Ok(loaded) => self.all.push(loaded),
+                Err(error) if place.trust == Trust::Named => {
+                    return Err(error.context("remove it, or change KEEPWELL_PLUGIN_PATH"));
+                }
+                Err(error) => {
+                    let problem = format!("{error:#}");
+                    tracing::warn!("plugin '{}' is not used: {problem}", file.display());
+                    self.refused.push((file, problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A component that is not among them.
+    pub(crate) fn load_file(&self, file: &Path) -> Result<Loaded> {
+        Loaded::of_file(self.read_file(file)?, file)
+    }
+
+    fn read_file(&self, file: &Path) -> Result<Plugin> {
+        let shown = file.display();
+        let bytes =
+            read_plugin(file).with_context(|| format!("unable to read plugin '{shown}'"))?;
+        // Plugins live as long as the process.
+        let bytes: &'static [u8] = bytes.leak();
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(self.runtime.plugin(&name, bytes))
+    }
+
+    /// With one more, that comes before the others.
+    pub(crate) fn with_first(mut self, loaded: Loaded) -> Self {
+        self.all.insert(0, loaded);
+        self
+    }
+
+    /// Files that are not used, and why.
+    pub(crate) fn refused(&self) -> &[(PathBuf, String)] {
+        &self.refused
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Loaded> {
@@ -153,33 +220,4 @@ fn read_plugin(path: &Path) -> Result<Vec<u8>> {
         bail!("it has more than 256 MiB");
     }
     Ok(bytes)
-}
-
-fn load_dir(runtime: &Runtime, dir: &Path) -> Result<Vec<Loaded>> {
-    let shown = dir.display();
-    let entries = std::fs::read_dir(dir)
-        .with_context(|| format!("unable to read '{shown}' of KEEPWELL_PLUGIN_PATH"))?;
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
-    files.sort();
-    let mut loaded = Vec::new();
-    for file in files {
-        let bytes = read_plugin(&file).with_context(|| {
-            let shown = file.display();
-            format!("unable to read plugin '{shown}' - remove it, or change KEEPWELL_PLUGIN_PATH")
-        })?;
-        // Plugins live as long as the process.
-        let bytes: &'static [u8] = bytes.leak();
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let plugin = runtime.plugin(&name, bytes);
-        let info = plugin.info().with_context(|| {
-            let shown = file.display();
-            format!("'{shown}' is no plugin - remove it, or change KEEPWELL_PLUGIN_PATH")
-        })?;
-        if info.name.is_empty() {
-            bail!("plugin '{}' has no name", file.display());
-        }
-        loaded.push(Loaded { plugin, info });
-    }
-    Ok(loaded)
 }

@@ -163,6 +163,11 @@ pub(crate) fn config_dir() -> Option<PathBuf> {
     xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("proxmox-backup"))
 }
 
+/// `$XDG_DATA_HOME/keepwell` or `~/.local/share/keepwell`.
+pub(crate) fn data_dir() -> Option<PathBuf> {
+    xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("keepwell"))
+}
+
 /// `$XDG_RUNTIME_DIR`, which is the user's alone.
 pub(crate) fn run_dir() -> Option<PathBuf> {
     std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())

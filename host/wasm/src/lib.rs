@@ -138,6 +138,13 @@ impl PluginInfo {
     }
 }
 
+/// Names of interfaces, with their versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interfaces {
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+}
+
 /// The engine that all plugins share.
 #[derive(Clone)]
 pub struct Runtime {
@@ -214,6 +221,28 @@ struct Inner {
 impl Plugin {
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Of the component, in hexadecimal digits.
+    pub fn sha256(&self) -> &str {
+        &self.inner.hash
+    }
+
+    pub fn bytes(&self) -> &'static [u8] {
+        self.inner.bytes
+    }
+
+    /// Of the component, in bytes.
+    pub fn size(&self) -> usize {
+        self.inner.bytes.len()
+    }
+
+    /// What it asks of its host, and what it offers.
+    pub fn interfaces(&self) -> Result<Interfaces, LoadError> {
+        let (component, engine) = (self.component()?.component_type(), self.inner.runtime.engine());
+        let imports = component.imports(engine).map(|(name, _)| name.to_owned()).collect();
+        let exports = component.exports(engine).map(|(name, _)| name.to_owned()).collect();
+        Ok(Interfaces { imports, exports })
     }
 
     /// Compiled code, from the cache if it is there.

@@ -1,0 +1,219 @@
+//! `plugin`: what plugins there are, and installing and removing them.
+
+use crate::args::{self, flag, is_set, output_options};
+use crate::output::{left, print};
+use crate::plugins::places::Place;
+use crate::plugins::{Loaded, Plugins};
+use anyhow::{Result, anyhow, bail};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use keepwell_engine::plugin::{Document, Layout};
+use keepwell_wasm::PluginInfo;
+use serde_json::{Value, json};
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+
+pub(crate) fn command(plugins: &Plugins) -> Command {
+    let file = || {
+        let file = Arg::new("file").value_name("FILE").required(true);
+        file.help("A component (.wasm)").value_parser(value_parser!(PathBuf))
+    };
+    let system = || flag("system", "For all users of this machine: in /etc/keepwell/plugins");
+    Command::new("plugin")
+        .about("Show, install and remove plugins")
+        .subcommand_required(true)
+        .subcommand(
+            Command::new("list")
+                .about("Show all plugins, those that come first in front")
+                .args(output_options(plugins)),
+        )
+        .subcommand(
+            Command::new("inspect")
+                .about("Show what a component is and what it asks for")
+                .arg(file())
+                .args(output_options(plugins)),
+        )
+        .subcommand(
+            Command::new("install")
+                .about("Show what a component is and, once that is confirmed, use it")
+                .long_about(
+                    "Show what a component is and, once that is confirmed, use it.\n\nIt is copied to \
+                     ~/.local/share/keepwell/plugins, and its SHA-256 is noted: a file that was changed \
+                     is not used before it is installed again.",
+                )
+                .arg(file())
+                .arg(system())
+                .arg(flag("yes", "Confirm without being asked"))
+                .args(output_options(plugins)),
+        )
+        .subcommand(
+            Command::new("remove")
+                .about("Remove a plugin that was installed")
+                .arg(Arg::new("name").value_name("NAME").required(true))
+                .arg(system()),
+        )
+}
+
+pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("list", matches)) => list(&plugins, matches),
+        Some(("inspect", matches)) => inspect(&plugins, matches).map(|_| ()),
+        Some(("install", matches)) => install(plugins, matches),
+        Some(("remove", matches)) => remove(&plugins, matches),
+        _ => bail!("no command was given"),
+    }
+}
+
+/// What it implements.
+fn kinds(info: &PluginInfo) -> Vec<&'static str> {
+    let all = [
+        (info.is_source, "source"),
+        (info.is_reader, "reader"),
+        (info.is_retention, "retention"),
+        (info.is_formatter, "formatter"),
+    ];
+    all.iter().filter(|(is, _)| *is).map(|(_, kind)| *kind).collect()
+}
+
+/// Archive types and formats.
+fn served(info: &PluginInfo) -> Vec<String> {
+    let extensions = info.archive_types.iter().map(|kind| format!(".{}", kind.extension));
+    extensions.chain(info.formats.iter().cloned()).collect()
+}
+
+fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let (mut data, mut rows) = (Vec::new(), Vec::new());
+    for Loaded { plugin, info, file } in plugins.iter() {
+        let (kinds, serves) = (kinds(info), served(info));
+        rows.push(json!({
+            "name": info.name,
+            "version": info.version,
+            "kind": kinds.join(" "),
+            "serves": serves.join(" "),
+            "from": file.as_ref().map_or("built in".into(), |file| file.display().to_string()),
+        }));
+        data.push(json!({
+            "name": info.name,
+            "version": info.version,
+            "summary": info.summary,
+            "kinds": kinds,
+            "serves": serves,
+            "path": file,
+            "sha256": plugin.sha256(),
+        }));
+    }
+    for (file, problem) in plugins.refused() {
+        rows.push(json!({
+            "name": file.file_stem().unwrap_or_default().to_string_lossy(),
+            "kind": "not used",
+            "from": file.display().to_string(),
+        }));
+        data.push(json!({ "path": file, "problem": problem }));
+    }
+    let columns = ["name", "version", "kind", "serves", "from"].map(left);
+    let display = Some(Value::Array(rows));
+    let document = Document { data: data.into(), display, layout: Layout::Table(columns.into()) };
+    print(plugins, matches, &document)
+}
+
+/// Shows a component.
+fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
+    let Some(file) = matches.get_one::<PathBuf>("file") else { bail!("missing argument") };
+    let loaded = plugins.load_file(file)?;
+    let Loaded { plugin, info, .. } = &loaded;
+    let interfaces = plugin.interfaces()?;
+    let options: Vec<Value> = info.options.iter().map(option).collect();
+    let data = json!({
+        "name": info.name,
+        "version": info.version,
+        "summary": info.summary,
+        "kinds": kinds(info),
+        "serves": served(info),
+        "options": options,
+        "imports": interfaces.imports,
+        "exports": interfaces.exports,
+        "size": plugin.size(),
+        "sha256": plugin.sha256(),
+    });
+    let words = |key: &str| {
+        let words = data[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let flags = info.options.iter().map(|option| format!("--{}", option.name));
+    let mut lines = vec![
+        format!("{} {}: {}", info.name, info.version, info.summary),
+        format!("is:       {}", words("kinds")),
+        format!("serves:   {}", words("serves")),
+        format!("options:  {}", flags.collect::<Vec<_>>().join(" ")),
+        format!("imports:  {}", words("imports")),
+        format!("exports:  {}", words("exports")),
+        format!("size:     {} bytes", plugin.size()),
+        format!("SHA-256:  {}", plugin.sha256()),
+    ];
+    lines.retain(|line| !line.ends_with(' '));
+    print(plugins, matches, &crate::output::message(data, lines))?;
+    Ok(loaded)
+}
+
+fn option(spec: &keepwell_engine::plugin::OptionSpec) -> Value {
+    json!({
+        "name": spec.name,
+        "help": spec.help,
+        "repeatable": spec.repeatable,
+        "default": spec.default,
+        "choices": spec.choices,
+    })
+}
+
+fn place(matches: &ArgMatches) -> Result<Place> {
+    match is_set(matches, "system") {
+        true => Ok(Place::of_system()),
+        false => Place::of_user()
+            .ok_or_else(|| anyhow!("there is no home directory: set HOME, or use --system")),
+    }
+}
+
+fn install(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
+    let place = place(matches)?;
+    let loaded = inspect(&plugins, matches)?;
+    let (plugin, name) = (loaded.plugin.clone(), loaded.info.name.clone());
+    // Afterwards no command would run.
+    args::command(&plugins.with_first(loaded))?;
+    if !is_set(matches, "yes") && !confirm(&name)? {
+        bail!("'{name}' was not installed");
+    }
+    let file = place.install(&name, plugin.bytes(), plugin.sha256())?;
+    tracing::info!("installed '{name}' as {}", file.display());
+    Ok(())
+}
+
+fn confirm(name: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("use --yes to install '{name}' without being asked");
+    }
+    let mut out = std::io::stderr();
+    write!(out, "Install '{name}'? (y/n): ")?;
+    out.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(matches!(line.trim(), "y" | "Y"))
+}
+
+fn remove(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let name = matches.get_one::<String>("name").map_or("", String::as_str);
+    if name.is_empty() || name.contains('/') {
+        bail!("'{name}' is no name of a plugin");
+    }
+    let place = place(matches)?;
+    if place.remove(name)? {
+        tracing::info!("removed '{name}'");
+        return Ok(());
+    }
+    let mut known = plugins.iter().filter(|loaded| loaded.info.name == name);
+    match known.next() {
+        Some(Loaded { file: None, .. }) => bail!("'{name}' is built in and stays"),
+        Some(Loaded { file: Some(file), .. }) => {
+            bail!("'{name}' is '{}', not in '{}'", file.display(), place.dir.display())
+        }
+        None => bail!("there is no plugin '{name}' in '{}'", place.dir.display()),
+    }
+}
