@@ -171,3 +171,61 @@ fn what_is_installed_is_used_until_it_changes() {
     run("plugin remove keep-weekly").assert_failed("removed twice");
     assert!(!file.exists() && !ok("prune --help").stdout.contains("--weeks"));
 }
+
+#[test]
+fn settings_count_where_nothing_else_is_said() {
+    let world = World::new();
+    let (name, bytes) = keepwell_test_guests::COMPONENTS[1];
+    world.write(&format!("plugins/{name}.wasm"), bytes);
+    world.write("tree/file.o", b"x");
+    world.write("tree/file", b"x");
+    let run = |line: &str| {
+        let mut command = world.command();
+        command.env("XDG_CONFIG_HOME", world.path("config"));
+        command.env("KEEPWELL_PLUGIN_PATH", world.path("plugins")).args(line.split(' '));
+        crate::support::Run::from(command.output().unwrap())
+    };
+    let ok = |line: &str| {
+        let run = run(line);
+        assert_eq!(run.code, Some(0), "{line}: {}", run.stderr);
+        run
+    };
+    let write = |text: &str| world.write("config/keepwell/config.toml", text);
+    write(
+        "policy = 'keep-weekly'\noutput-format = 'json'\nlimits.memory = '32MiB'\n\
+         plugins.pxar.options = { exclude = ['*.o', '/nothing'], no-fifos = true }\n\
+         plugins.keep-weekly.options.weeks = 3\n",
+    );
+    for time in [1000, 1001] {
+        ok(&format!("backup root.pxar:tree --backup-id me --backup-time {time}"));
+    }
+    let dumped = ok("catalog dump host/me/1970-01-01T00:16:40Z").stdout;
+    assert!(dumped.contains("/file\"") && !dumped.contains("file.o"), "{dumped}");
+    ok("backup root.pxar:tree --backup-id me --backup-time 1002 --exclude file");
+    let dumped = ok("catalog dump host/me/1970-01-01T00:16:42Z").stdout;
+    assert!(dumped.contains("file.o") && !dumped.contains("/file\""), "the command line: {dumped}");
+    // Several weeks, of which there is one: the newest stays.
+    let pruned = ok("prune host/me --dry-run").stdout;
+    let pruned: serde_json::Value = serde_json::from_str(&pruned).unwrap();
+    let kept = pruned.as_array().unwrap().iter().filter(|item| item["keep"] == true).count();
+    assert_eq!(kept, 1, "{pruned}");
+    assert!(ok("prune host/me --dry-run --output-format text").stdout.contains("snapshot"));
+
+    let shown = ok("config show --output-format json").stdout;
+    let shown: Vec<serde_json::Value> = serde_json::from_str(&shown).unwrap();
+    let of = |key: &str| shown.iter().find(|item| item["key"] == key).unwrap();
+    assert_eq!(of("policy")["value"], "keep-weekly");
+    assert!(of("limits.memory")["origin"].as_str().unwrap().ends_with("keepwell/config.toml"));
+    assert_eq!(of("limits.call-seconds")["origin"], "default");
+
+    write("polcy = 'x'");
+    let wrong = run("version");
+    wrong.assert_failed("an unknown setting");
+    wrong.says("config.toml': polcy: there is no such setting");
+    write("plugins.pxar.options.nothing = 1");
+    run("version").says("plugin 'pxar' has no option 'nothing'");
+    write("plugins.pxar.options.exclude-larger-than = ['1', '2']");
+    run("version").says("takes one value");
+    write("archive-types.pxar = 'other'");
+    run("backup root.pxar:tree").assert_failed("a plugin that is not there");
+}

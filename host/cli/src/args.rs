@@ -81,7 +81,11 @@ pub(crate) fn offering(arg: Arg, words: &[&str]) -> Arg {
 }
 
 /// An option with a value.
-pub(crate) fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+pub(crate) fn option(
+    name: &'static str,
+    value: &'static str,
+    help: impl Into<clap::builder::StyledStr>,
+) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help).action(ArgAction::Set)
 }
 
@@ -182,9 +186,9 @@ pub(crate) fn plugin_options(options: &[(&str, &OptionSpec)]) -> Vec<Arg> {
 
 fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
     let heading = format!("Options of plugin '{plugin}'");
-    let help = match &spec.default {
-        Some(default) => format!("{} [default: {default}]", spec.help),
-        None => spec.help.clone(),
+    let help = match spec.defaults.is_empty() {
+        true => spec.help.clone(),
+        false => format!("{} [default: {}]", spec.help, spec.defaults.join(", ")),
     };
     let arg = match spec.kind {
         OptionKind::Flag => return flag(spec.name.clone(), help).help_heading(heading),
@@ -221,16 +225,17 @@ pub(crate) fn option_values(
     let mut values = Vec::new();
     for spec in specs {
         if spec.kind == OptionKind::Flag {
-            if matches.try_get_one::<bool>(&spec.name).ok().flatten() == Some(&true) {
+            let given = matches.try_get_one::<bool>(&spec.name).ok().flatten().copied();
+            if given.unwrap_or_else(|| spec.defaults.iter().any(|value| value == "true")) {
                 values.push(OptionValue { name: spec.name.clone(), value: b"true".to_vec() });
             }
             continue;
         }
         let given = matches.try_get_many::<OsString>(&spec.name).ok().flatten();
-        let default = spec.default.as_ref().map(OsString::from);
+        let defaults: Vec<OsString> = spec.defaults.iter().map(OsString::from).collect();
         let given: Vec<&OsString> = match given {
             Some(given) => given.collect(),
-            None => default.iter().collect(),
+            None => defaults.iter().collect(),
         };
         for value in given {
             values.push(OptionValue { name: spec.name.clone(), value: checked(spec, value)? });

@@ -3,6 +3,7 @@
 mod backup;
 mod benchmark;
 mod catalog;
+mod config;
 mod diff;
 mod documents;
 mod extract;
@@ -59,6 +60,7 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
         status::command(plugins),
         pxar::command(plugins),
         plugin::command(plugins),
+        config::command(plugins),
         key::command(plugins),
         snapshot::upload_log_command().hide(true),
         login::login_command(),
@@ -80,6 +82,7 @@ pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let plugins = &plugins;
     match name {
         "backup" => backup::run(plugins, matches),
+        "config" => config::run(plugins, matches),
         "restore" => restore::run(plugins, matches),
         "extract" => extract::run(plugins, matches),
         "list" => list::run(plugins, matches),

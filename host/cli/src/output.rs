@@ -1,6 +1,7 @@
 //! Prints results through formatter plugins.
 
 use crate::args::option_values;
+use crate::config::environment_format;
 use crate::plugins::Plugins;
 use crate::terminal::{speaks_utf8, stdout_width};
 use anyhow::{Result, anyhow};
@@ -11,16 +12,16 @@ use keepwell_engine::plugin::{
 use serde_json::Value;
 use std::io::Write;
 
-/// What the user asked for: `--output-format`, else the environment, else text.
-pub(crate) fn wanted_format(matches: &ArgMatches) -> String {
+/// What the user asked for: `--output-format`, else the environment, else the settings, else text.
+pub(crate) fn wanted_format(plugins: &Plugins, matches: &ArgMatches) -> String {
     let given = matches.try_get_one::<String>("output-format").ok().flatten().cloned();
-    let environment = || std::env::var("PROXMOX_OUTPUT_FORMAT").ok().filter(|f| !f.is_empty());
-    given.or_else(environment).unwrap_or_else(|| "text".into())
+    let configured = || plugins.config().output_format().map(str::to_owned);
+    given.or_else(environment_format).or_else(configured).unwrap_or_else(|| "text".into())
 }
 
 /// Prints a document to stdout.
 pub(crate) fn print(plugins: &Plugins, matches: &ArgMatches, document: &Document) -> Result<()> {
-    let format = wanted_format(matches);
+    let format = wanted_format(plugins, matches);
     let loaded = plugins.formatter(&format)?;
     let environment = FormatEnvironment {
         format,
@@ -49,7 +50,7 @@ fn explained(failure: Failure, document: &Document, format: &str) -> anyhow::Err
 
 /// Refuses an unknown format before anything is done.
 pub(crate) fn check_format(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
-    plugins.formatter(&wanted_format(matches)).map(|_| ())
+    plugins.formatter(&wanted_format(plugins, matches)).map(|_| ())
 }
 
 /// Bytes to stdout.

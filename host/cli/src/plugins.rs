@@ -2,10 +2,12 @@
 
 pub(crate) mod places;
 
+use crate::config::Config;
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
 use keepwell_engine::plugin::{ArchiveType, OptionSpec, OriginKind};
-use keepwell_wasm::{CodeCache, Limits, Plugin, PluginInfo, Runtime};
+pub(crate) use keepwell_wasm::Limits;
+use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Runtime};
 use places::{Place, Trust};
 use std::path::{Path, PathBuf};
 
@@ -55,16 +57,15 @@ pub(crate) struct Plugins {
     runtime: Runtime,
     all: Vec<Loaded>,
     refused: Vec<(PathBuf, String)>,
+    config: Config,
 }
-
-/// The policy that `prune` uses.
-const DEFAULT_POLICY: &str = "keep";
 
 impl Plugins {
     pub(crate) fn load() -> Result<Self> {
+        let config = Config::load()?;
         let cache = cache_dir().and_then(|dir| CodeCache::open(&dir));
-        let runtime = Runtime::new(cache, Limits::default())?;
-        let mut plugins = Self { runtime, all: Vec::new(), refused: Vec::new() };
+        let runtime = Runtime::new(cache, config.limits())?;
+        let mut plugins = Self { runtime, all: Vec::new(), refused: Vec::new(), config };
         for place in places::all() {
             plugins.load_place(&place)?;
         }
@@ -73,7 +74,34 @@ impl Plugins {
             let plugin = plugins.runtime.plugin(name, bytes);
             plugins.all.push(Loaded { info: plugin.info()?, plugin, file: None });
         }
+        plugins.configure()?;
         Ok(plugins)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the settings say of options counts where nothing is given.
+    fn configure(&mut self) -> Result<()> {
+        for Loaded { info, .. } in &mut self.all {
+            for (name, values) in self.config.options_of(&info.name) {
+                let found = info.options.iter_mut().find(|spec| spec.name == name);
+                let spec = found.ok_or_else(|| {
+                    anyhow!("plugin '{}' has no option '{name}' to be configured", info.name)
+                })?;
+                if values.len() > 1 && !spec.repeatable {
+                    bail!("option '{name}' of plugin '{}' takes one value", info.name);
+                }
+                spec.defaults = values;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a plugin is the one that the settings name for an extension, or they name none.
+    fn is_wanted(&self, info: &PluginInfo, extension: &str) -> bool {
+        self.config.plugin_for(extension).is_none_or(|wanted| wanted == info.name)
     }
 
     /// What is wrong in a place that was named ends the run; elsewhere it is told, and the rest goes on.
@@ -139,6 +167,9 @@ impl Plugins {
     /// The source for archives of this extension.
     pub(crate) fn source_for(&self, extension: &str) -> Option<(&Loaded, &ArchiveType)> {
         self.all.iter().filter(|loaded| loaded.info.is_source).find_map(|loaded| {
+            if !self.is_wanted(&loaded.info, extension) {
+                return None;
+            }
             let mut types = loaded.info.archive_types.iter();
             Some((loaded, types.find(|archive_type| archive_type.extension == extension)?))
         })
@@ -148,7 +179,9 @@ impl Plugins {
     pub(crate) fn reader_for(&self, extension: &str) -> Option<&Loaded> {
         let serves = |loaded: &&Loaded| {
             let mut types = loaded.info.archive_types.iter();
-            loaded.info.is_reader && types.any(|archive_type| archive_type.extension == extension)
+            loaded.info.is_reader
+                && self.is_wanted(&loaded.info, extension)
+                && types.any(|archive_type| archive_type.extension == extension)
         };
         self.all.iter().find(serves)
     }
@@ -169,7 +202,7 @@ impl Plugins {
 
     /// The retention policy called so.
     pub(crate) fn policy(&self, name: Option<&str>) -> Result<&Loaded> {
-        let name = name.unwrap_or(DEFAULT_POLICY);
+        let name = name.unwrap_or_else(|| self.config.policy());
         let known = || self.all.iter().filter(|loaded| loaded.info.is_retention);
         known().find(|loaded| loaded.info.name == name).ok_or_else(|| {
             let names: Vec<&str> = known().map(|loaded| loaded.info.name.as_str()).collect();

@@ -160,7 +160,12 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
 
 /// `$XDG_CONFIG_HOME/proxmox-backup` or `~/.config/proxmox-backup`: shared with other clients.
 pub(crate) fn config_dir() -> Option<PathBuf> {
-    xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("proxmox-backup"))
+    xdg_config().map(|dir| dir.join("proxmox-backup"))
+}
+
+/// `$XDG_CONFIG_HOME` or `~/.config`.
+pub(crate) fn xdg_config() -> Option<PathBuf> {
+    xdg("XDG_CONFIG_HOME", ".config")
 }
 
 /// `$XDG_DATA_HOME/keepwell` or `~/.local/share/keepwell`.

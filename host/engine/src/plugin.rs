@@ -107,7 +107,8 @@ pub struct OptionSpec {
     pub kind: OptionKind,
     pub help: String,
     pub repeatable: bool,
-    pub default: Option<String>,
+    /// what counts where none is given: several only where the option is repeatable
+    pub defaults: Vec<String>,
     pub minimum: Option<u64>,
     /// of a text; any where there are none
     pub choices: Vec<String>,

@@ -182,7 +182,8 @@ impl From<wit::OptionSpec> for OptionSpec {
             wit::OptionKind::Pattern => OptionKind::Pattern,
         };
         let wit::OptionSpec { name, help, repeatable, default, minimum, choices, .. } = spec;
-        Self { name, kind, help, repeatable, default, minimum, choices }
+        let defaults = default.into_iter().collect();
+        Self { name, kind, help, repeatable, defaults, minimum, choices }
     }
 }
 

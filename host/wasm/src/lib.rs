@@ -116,15 +116,15 @@ impl PluginInfo {
             }
         }
         let has_default =
-            |option: &&OptionSpec| option.kind == OptionKind::Flag && option.default.is_some();
+            |option: &&OptionSpec| option.kind == OptionKind::Flag && !option.defaults.is_empty();
         if let Some(flag) = self.options.iter().find(has_default) {
             return Err(format!("flag '{}' has a default: flags are false", flag.name));
         }
         let is_no_choice = |option: &&OptionSpec| {
-            let default = option.default.as_ref();
+            let mut defaults = option.defaults.iter();
             !option.choices.is_empty()
                 && (option.kind != OptionKind::Text
-                    || default.is_some_and(|default| !option.choices.contains(default)))
+                    || defaults.any(|default| !option.choices.contains(default)))
         };
         match self.options.iter().find(is_no_choice) {
             Some(option) => {

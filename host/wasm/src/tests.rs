@@ -119,8 +119,8 @@ fn choices_are_of_texts_and_the_default_is_one() {
         info.check()
     };
     assert_eq!(changed(&|_| {}), Ok(()));
-    assert_eq!(changed(&|option| option.default = None), Ok(()));
-    assert!(changed(&|option| option.default = Some("other".into())).is_err());
+    assert_eq!(changed(&|option| option.defaults.clear()), Ok(()));
+    assert!(changed(&|option| option.defaults = vec!["other".into()]).is_err());
     assert!(changed(&|option| option.kind = OptionKind::Size).is_err());
     assert!(changed(&|option| option.choices.push("a\nb".into())).is_err());
 }

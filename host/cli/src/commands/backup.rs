@@ -333,7 +333,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     // The bar is gone.
     conclude(&plan, &summary, &Shower::plain());
-    if wanted_format(matches) != "text" {
+    if wanted_format(plugins, matches) != "text" {
         print(plugins, matches, &message(summary_json(&plan, &archives, &summary), ""))?;
     }
     if is_set(matches, "strict") && summary.trouble_count > 0 {
@@ -386,8 +386,15 @@ fn with_store<T>(
     let store = plan.repository.open_or_create(matches, &|text| shower.line(text))?;
     let store = Arc::new(store);
     let outcome = work(&store);
-    if outcome.is_err() && is_new && store.discard_unused() {
-        shower.line(&format!("Removed datastore '{}' again: nothing was stored", plan.repository));
+    if outcome.is_err() && is_new {
+        // It has 65,536 directories: that takes seconds.
+        shower.line(&format!(
+            "Nothing came of it: removing datastore '{}' again, if it is empty",
+            plan.repository
+        ));
+        if !store.discard_unused() {
+            shower.line("It is not empty, or in use: it stays");
+        }
     }
     outcome
 }

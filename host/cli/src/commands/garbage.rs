@@ -33,7 +33,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     };
     let cancel = cancel_on_signal();
     // For programs only the result counts.
-    let quiet = wanted_format(matches) != "text";
+    let quiet = wanted_format(plugins, matches) != "text";
     let mut out = std::io::stdout().lock();
     let mut say = |line: &str| {
         if !quiet {

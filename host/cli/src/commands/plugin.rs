@@ -159,7 +159,7 @@ fn option(spec: &keepwell_engine::plugin::OptionSpec) -> Value {
         "name": spec.name,
         "help": spec.help,
         "repeatable": spec.repeatable,
-        "default": spec.default,
+        "defaults": spec.defaults,
         "choices": spec.choices,
     })
 }

@@ -23,6 +23,7 @@ use std::io::Write;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
     let options = plugins.options(&|info| info.is_retention || info.is_formatter);
+    let policy = format!("Retention policy to apply [default: {}]", plugins.config().policy());
     Command::new("prune")
         .about("Remove the snapshots of a group that a retention policy does not keep")
         .long_about(
@@ -34,7 +35,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("dry-run", "Only show what would happen"))
         .arg(flag("quiet", "Show only what is removed"))
         .arg(number("max-depth", "N", "Has no meaning for one group").hide(true))
-        .arg(option("policy", "NAME", "Retention policy to apply").default_value("keep"))
+        .arg(option("policy", "NAME", policy))
         .args(plugin_options(&options))
         .arg(repository())
         .arg(namespace())

@@ -2,6 +2,7 @@
 //! host/server/src/config.rs.
 
 use crate::args::{flag, option, parsed};
+use crate::config::DEFAULT_POLICY;
 use crate::files;
 use crate::output::{left, print, write_out};
 use crate::plugins::Plugins;
@@ -61,7 +62,8 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<()> {
         loaded.plugin.reader(report, cancel).map_err(|error| error.to_string())
     };
     let policy = move || {
-        let loaded = plugins.policy(None).map_err(|error| error.to_string())?;
+        // As the settings of its jobs are meant.
+        let loaded = plugins.policy(Some(DEFAULT_POLICY)).map_err(|error| error.to_string())?;
         loaded.plugin.retention().map_err(|error| error.to_string())
     };
     let environment = Environment {

@@ -20,7 +20,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let data = Repository::find(matches.get_one("repository"))?.open(matches)?.status()?;
     let number = |name: &str| data.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
     let total = number("total");
-    if total == 0 && wanted_format(matches) == "text" {
+    if total == 0 && wanted_format(plugins, matches) == "text" {
         bail!("Cannot render total percentage: denominator is zero");
     }
     let row = |name: &str| {

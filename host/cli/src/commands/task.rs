@@ -194,7 +194,7 @@ pub(crate) fn started(
     client: &Client,
     upid: Value,
 ) -> Result<()> {
-    if wanted_format(matches) != "text" {
+    if wanted_format(plugins, matches) != "text" {
         return print(plugins, matches, &crate::output::message(upid, ""));
     }
     let name: String = parsed(upid)?;

@@ -1,0 +1,263 @@
+//! Settings for all commands: `/etc/keepwell/config.toml`, and over it the user's
+//! `~/.config/keepwell/config.toml`. What the command line and the environment say goes before both.
+
+use crate::plugins::Limits;
+use crate::terminal::xdg_config;
+use anyhow::{Context, Result, anyhow, bail};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::{Table, Value};
+
+const SYSTEM: &str = "/etc/keepwell/config.toml";
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Default,
+    File(PathBuf),
+    Environment(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What a file says, by keys such as `limits.memory`.
+#[derive(Default)]
+pub(crate) struct Config {
+    settings: BTreeMap<Vec<String>, (Value, Origin)>,
+}
+
+/// The policy that `prune` uses unless something else is said.
+pub(crate) const DEFAULT_POLICY: &str = "keep";
+
+impl Config {
+    /// Reads the files that are there.
+    pub(crate) fn load() -> Result<Self> {
+        let mut config = Self::default();
+        let user = xdg_config().map(|dir| dir.join("keepwell/config.toml"));
+        for path in [Some(SYSTEM.into()), user].into_iter().flatten() {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => config.add(&path, &text)?,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => {
+                    return Err(error).context(format!("unable to read '{}'", path.display()));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// Adds a file's settings over those that are there.
+    fn add(&mut self, path: &Path, text: &str) -> Result<()> {
+        let shown = path.display();
+        let table: Table = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            anyhow!("'{shown}', line {line}: {}", error.message())
+        })?;
+        let mut found = Vec::new();
+        flatten(&mut Vec::new(), table, &mut found);
+        for (key, value) in found {
+            check(&key, &value)
+                .map_err(|problem| anyhow!("'{shown}': {}: {problem}", key.join(".")))?;
+            self.settings.insert(key, (value, Origin::File(path.to_owned())));
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &[&str]) -> Option<&Value> {
+        let key: Vec<String> = key.iter().map(|part| (*part).to_owned()).collect();
+        self.settings.get(&key).map(|(value, _)| value)
+    }
+
+    fn text(&self, key: &[&str]) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    pub(crate) fn policy(&self) -> &str {
+        self.text(&["policy"]).unwrap_or(DEFAULT_POLICY)
+    }
+
+    pub(crate) fn output_format(&self) -> Option<&str> {
+        self.text(&["output-format"])
+    }
+
+    /// The plugin that is to serve archives of this extension.
+    pub(crate) fn plugin_for(&self, extension: &str) -> Option<&str> {
+        self.text(&["archive-types", extension])
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        if let Some(Ok(bytes)) = self.text(&["limits", "memory"]).map(bytes_of) {
+            limits.memory_bytes_max = bytes;
+        }
+        if let Some(seconds) = self.get(&["limits", "call-seconds"]).and_then(Value::as_integer) {
+            limits.call_time_max = Duration::from_secs(seconds.unsigned_abs());
+        }
+        limits
+    }
+
+    /// What is said of a plugin's options.
+    pub(crate) fn options_of(&self, plugin: &str) -> Vec<(&str, Vec<String>)> {
+        let of_plugin = self.settings.iter().filter_map(|(key, (value, _))| match &key[..] {
+            [first, name, options, option]
+                if first == "plugins" && name == plugin && options == "options" =>
+            {
+                Some((option.as_str(), texts(value)))
+            }
+            _ => None,
+        });
+        of_plugin.collect()
+    }
+
+    /// All keys with values and where those come from, also of what is not set.
+    pub(crate) fn all(&self) -> Vec<(String, Value, Origin)> {
+        let Limits { memory_bytes_max, call_time_max, .. } = Limits::default();
+        let call_seconds = i64::try_from(call_time_max.as_secs()).unwrap_or(i64::MAX);
+        let defaults = [
+            (vec!["policy"], Value::from(DEFAULT_POLICY)),
+            (vec!["output-format"], Value::from("text")),
+            (vec!["limits", "memory"], Value::from(format!("{}MiB", memory_bytes_max >> 20))),
+            (vec!["limits", "call-seconds"], Value::from(call_seconds)),
+        ];
+        let defaults = defaults.into_iter().map(|(key, value)| {
+            (key.into_iter().map(str::to_owned).collect(), (value, Origin::Default))
+        });
+        let mut all: BTreeMap<Vec<String>, (Value, Origin)> = defaults.collect();
+        all.extend(self.settings.clone());
+        if let Some(format) = environment_format() {
+            let format = (Value::from(format), Origin::Environment(FORMAT_VARIABLE));
+            all.insert(vec!["output-format".into()], format);
+        }
+        all.into_iter().map(|(key, (value, origin))| (key.join("."), value, origin)).collect()
+    }
+}
+
+const FORMAT_VARIABLE: &str = "PROXMOX_OUTPUT_FORMAT";
+
+/// The output format that the environment names.
+pub(crate) fn environment_format() -> Option<String> {
+    std::env::var(FORMAT_VARIABLE).ok().filter(|format| !format.is_empty())
+}
+
+fn flatten(key: &mut Vec<String>, table: Table, found: &mut Vec<(Vec<String>, Value)>) {
+    for (name, value) in table {
+        key.push(name);
+        match value {
+            Value::Table(table) => flatten(key, table, found),
+            value => found.push((key.clone(), value)),
+        }
+        key.pop();
+    }
+}
+
+fn bytes_of(text: &str) -> Result<usize> {
+    let bytes = keepwell_model::size::parse(text).map_err(|problem| anyhow!("{problem}"))?;
+    match usize::try_from(bytes) {
+        Ok(bytes) if (1 << 20..=4 << 30).contains(&bytes) => Ok(bytes),
+        _ => bail!("'{text}' is not between 1MiB and 4GiB"),
+    }
+}
+
+/// A value of an option as it would be given on the command line.
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(values) => values.iter().flat_map(texts).collect(),
+        Value::String(text) => vec![text.clone()],
+        other => vec![other.to_string()],
+    }
+}
+
+fn check(key: &[String], value: &Value) -> Result<()> {
+    let key: Vec<&str> = key.iter().map(String::as_str).collect();
+    let is_text = |value: &Value| match value.as_str() {
+        Some(text) if !text.is_empty() => Ok(()),
+        _ => Err(anyhow!("{value} is no text")),
+    };
+    match &key[..] {
+        ["policy" | "output-format"] | ["archive-types", _] => is_text(value),
+        ["limits", "memory"] => {
+            is_text(value)?;
+            bytes_of(value.as_str().unwrap_or_default()).map(|_| ())
+        }
+        ["limits", "call-seconds"] => match value.as_integer() {
+            Some(1..=86_400) => Ok(()),
+            _ => bail!("{value} is no whole number from 1 to 86400"),
+        },
+        ["plugins", _, "options", _] => {
+            let is_plain = |value: &Value| {
+                matches!(value, Value::String(_) | Value::Integer(_) | Value::Boolean(_))
+            };
+            match value {
+                Value::Array(values) if values.iter().all(is_plain) => Ok(()),
+                value if is_plain(value) => Ok(()),
+                _ => bail!("{value} is no value of an option"),
+            }
+        }
+        _ => bail!("there is no such setting"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(files: &[&str]) -> Result<Config> {
+        let mut config = Config::default();
+        for (number, text) in files.iter().enumerate() {
+            config.add(Path::new(&format!("/{number}")), text)?;
+        }
+        Ok(config)
+    }
+
+    #[test]
+    fn the_users_goes_over_the_systems() {
+        let system = "policy = 'gfs'\n[limits]\nmemory = '64MiB'\ncall-seconds = 3\n";
+        let user = "policy = 'mine'\n[plugins.pxar.options]\nexclude = ['*.o', 'x']\nno-fifos = true\n\
+                    [archive-types]\npxar = 'other'\n";
+        let config = config(&[system, user]).unwrap();
+        assert_eq!((config.policy(), config.plugin_for("pxar")), ("mine", Some("other")));
+        assert_eq!(config.plugin_for("img"), None);
+        let limits = config.limits();
+        assert_eq!(limits.memory_bytes_max, 64 << 20);
+        assert_eq!(limits.call_time_max, Duration::from_secs(3));
+        let options = config.options_of("pxar");
+        let expected = [("exclude", vec!["*.o", "x"]), ("no-fifos", vec!["true"])];
+        assert_eq!(options, expected.map(|(k, v)| (k, v.into_iter().map(Into::into).collect())));
+        let all = config.all();
+        let origin = |key: &str| {
+            all.iter().find(|(known, ..)| known == key).map(|(_, _, origin)| origin.to_string())
+        };
+        assert_eq!(origin("limits.memory").as_deref(), Some("/0"));
+        assert_eq!(origin("policy").as_deref(), Some("/1"));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_file_and_key() {
+        for (text, told) in [
+            ("policy = 3", "'/0': policy: 3 is no text"),
+            ("a.b = 1", "'/0': a.b: there is no such setting"),
+            ("\npolicy =", "'/0', line 2: "),
+            ("limits.memory = '1KiB'", "not between 1MiB and 4GiB"),
+            ("limits.memory = 'much'", "limits.memory: "),
+            ("limits.call-seconds = 0", "from 1 to 86400"),
+            ("plugins.x.options.y = 1.5", "no value of an option"),
+            ("plugins.x.options.y = [[1]]", "no value of an option"),
+            ("plugins.x.other = 1", "no such setting"),
+        ] {
+            let problem = config(&[text]).err().unwrap().to_string();
+            assert!(problem.contains(told), "{text}: {problem}");
+        }
+    }
+}
