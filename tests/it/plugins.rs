@@ -224,8 +224,12 @@ fn settings_count_where_nothing_else_is_said() {
     wrong.says("config.toml': polcy: there is no such setting");
     write("plugins.pxar.options.nothing = 1");
     run("version").says("plugin 'pxar' has no option 'nothing'");
+    write("plugins.pxar.options.no-fifos = 'often'");
+    run("version").says("is true or false");
     write("plugins.pxar.options.exclude-larger-than = ['1', '2']");
     run("version").says("takes one value");
     write("archive-types.pxar = 'other'");
-    run("backup root.pxar:tree").assert_failed("a plugin that is not there");
+    let missing = run("backup root.pxar:tree");
+    missing.assert_failed("a plugin that is not there");
+    missing.says("the settings want plugin 'other' for '.pxar', and there is none");
 }

@@ -97,6 +97,16 @@ impl Config {
         self.text(&["archive-types", extension])
     }
 
+    /// Extensions and the plugins that are to serve them.
+    pub(crate) fn archive_types(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().filter_map(|(key, (value, _))| match &key[..] {
+            [first, extension] if first == "archive-types" => {
+                Some((extension.as_str(), value.as_str()?))
+            }
+            _ => None,
+        })
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         if let Some(Ok(bytes)) = self.text(&["limits", "memory"]).map(bytes_of) {

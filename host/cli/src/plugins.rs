@@ -5,7 +5,7 @@ pub(crate) mod places;
 use crate::config::Config;
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
-use keepwell_engine::plugin::{ArchiveType, OptionSpec, OriginKind};
+use keepwell_engine::plugin::{ArchiveType, OptionKind, OptionSpec, OriginKind};
 pub(crate) use keepwell_wasm::Limits;
 use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Runtime};
 use places::{Place, Trust};
@@ -93,7 +93,22 @@ impl Plugins {
                 if values.len() > 1 && !spec.repeatable {
                     bail!("option '{name}' of plugin '{}' takes one value", info.name);
                 }
+                let is_bool = |value: &String| value == "true" || value == "false";
+                if spec.kind == OptionKind::Flag && !values.iter().all(is_bool) {
+                    bail!("option '{name}' of plugin '{}' is true or false", info.name);
+                }
                 spec.defaults = values;
+            }
+        }
+        for (extension, wanted) in self.config.archive_types() {
+            let serves = |loaded: &Loaded| {
+                let mut types = loaded.info.archive_types.iter();
+                loaded.info.name == wanted && types.any(|known| known.extension == extension)
+            };
+            if !self.all.iter().any(serves) {
+                tracing::warn!(
+                    "the settings want plugin '{wanted}' for '.{extension}', and there is none"
+                );
             }
         }
         Ok(())
@@ -194,10 +209,11 @@ impl Plugins {
     /// Extensions that can be backed up.
     pub(crate) fn extensions(&self) -> Vec<&str> {
         let sources = self.all.iter().filter(|loaded| loaded.info.is_source);
-        sources
-            .flat_map(|loaded| &loaded.info.archive_types)
-            .map(|t| t.extension.as_str())
-            .collect()
+        let extensions = sources.flat_map(|loaded| {
+            let types = loaded.info.archive_types.iter().map(|known| known.extension.as_str());
+            types.filter(|extension| self.is_wanted(&loaded.info, extension))
+        });
+        extensions.collect()
     }
 
     /// The retention policy called so.
