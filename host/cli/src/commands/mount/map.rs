@@ -27,6 +27,8 @@ const STATE_DIR: &str = "/run/pbs-loopdev";
 /// How long a process is waited for, and how often it is looked for.
 const WAIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Block devices consist of these.
+const SECTOR_BYTES: u64 = 512;
 
 pub(crate) fn map_command() -> Command {
     Command::new("map")
@@ -153,6 +155,12 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let opened = Opened::of(matches, snapshot)?;
     let files = ArchiveFiles::find(&plugins.types(), &opened.manifest, archive)?;
     let (plugin, _) = reader_of(plugins, &files.extension)?;
+    let size: u64 = files.files.iter().map(|file| file.size).sum();
+    if !size.is_multiple_of(SECTOR_BYTES) {
+        tracing::warn!(
+            "{archive} has {size} bytes: a device ends with the last whole {SECTOR_BYTES} of them"
+        );
+    }
     let opener = opener(plugin, Arc::new(opened), files)?;
 
     let namespace = namespace_of(matches);
