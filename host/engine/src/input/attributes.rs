@@ -5,7 +5,7 @@
 
 use super::{Examined, Identity, metadata_of};
 use crate::plugin::{EntryKind, ExtendedAttribute, Metadata};
-use rustix::fs::{AtFlags, IFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, IFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Setter, ioctl, opcode};
 use std::collections::HashSet;
@@ -247,6 +247,11 @@ impl Probes {
         if !WITH_CLOSED_FLAGS.contains(&filesystem) {
             return Ok(None);
         }
+        // What may not be read is reported, whatever is known of it.
+        let quiet = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW;
+        if rustix::fs::accessat(directory, name, Access::READ_OK, quiet).is_err() {
+            return Ok(None);
+        }
         let Ok(attr) = child.attr() else { return Ok(None) };
         let set = CLOSED_FLAGS.iter().filter(|(bit, _)| attr.flags & bit != 0);
         let mut flags = set.fold(IFlags::empty(), |flags, (_, flag)| flags | *flag);
@@ -254,7 +259,8 @@ impl Probes {
         let (extended, incomplete) = self.extended(named, stat.st_dev)?;
         let again =
             rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
-        if again.stx_ino != stat.st_ino || again.stx_ctime.tv_sec != stat.st_ctime {
+        let changed = (again.stx_ctime.tv_sec, u64::from(again.stx_ctime.tv_nsec));
+        if again.stx_ino != stat.st_ino || changed != (stat.st_ctime, stat.st_ctime_nsec as u64) {
             // Another file has the name by now.
             return Ok(None);
         }
