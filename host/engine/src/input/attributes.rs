@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 const MSDOS: u64 = 0x4d44;
-/// Those whose every inode flag `closed_flags` finds: ext2 to ext4, XFS, tmpfs.
+/// Those whose every inode flag `CLOSED_FLAGS` and statx tell: ext2 to ext4, XFS, tmpfs.
 const WITH_CLOSED_FLAGS: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 const FUSE: u64 = 0x6573_5546;
 /// File systems with project ids.
