@@ -1,8 +1,9 @@
 //! Plugins as an outsider meets them: what they declare becomes flags, what they do wrong is one
 //! line.
 
-use crate::support::World;
+use crate::support::{Run, World};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 #[test]
 fn compiled_code_is_cached_where_only_we_can_write() {
@@ -116,21 +117,20 @@ fn the_example_policy_keeps_a_snapshot_a_week() {
     assert_eq!(world.snapshots(), [10, 20].map(|day| format!("host/me/{}", day * 86_400)));
 }
 
+/// Runs a command with directories of the world in the environment.
+fn run_with(world: &World, places: &[(&str, &str)], line: &str) -> Run {
+    let mut command = world.command();
+    command.envs(places.iter().map(|(name, dir)| (name, world.path(dir))));
+    Run::from(command.args(line.split(' ')).output().unwrap())
+}
+
 #[test]
 fn what_is_installed_is_used_until_it_changes() {
     let world = World::new();
     let (_, bytes) = keepwell_test_guests::COMPONENTS[1];
     world.write("weekly.wasm", bytes);
-    let run = |line: &str| {
-        let mut command = world.command();
-        command.env("XDG_DATA_HOME", world.path("data")).args(line.split(' '));
-        crate::support::Run::from(command.output().unwrap())
-    };
-    let ok = |line: &str| {
-        let run = run(line);
-        assert_eq!(run.code, Some(0), "{line}: {}", run.stderr);
-        run
-    };
+    let run = |line: &str| run_with(&world, &[("XDG_DATA_HOME", "data")], line);
+    let ok = |line: &str| run(line).assert_ok(line);
     let shown = ok("plugin inspect weekly.wasm --output-format json").stdout;
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!((&shown["name"], &shown["size"]), (&"keep-weekly".into(), &bytes.len().into()));
@@ -179,18 +179,15 @@ fn settings_count_where_nothing_else_is_said() {
     world.write(&format!("plugins/{name}.wasm"), bytes);
     world.write("tree/file.o", b"x");
     world.write("tree/file", b"x");
-    let run = |line: &str| {
-        let mut command = world.command();
-        command.env("XDG_CONFIG_HOME", world.path("config"));
-        command.env("KEEPWELL_PLUGIN_PATH", world.path("plugins")).args(line.split(' '));
-        crate::support::Run::from(command.output().unwrap())
+    let places = [("XDG_CONFIG_HOME", "config"), ("KEEPWELL_PLUGIN_PATH", "plugins")];
+    let run = |line: &str| run_with(&world, &places, line);
+    let ok = |line: &str| run(line).assert_ok(line);
+    let config = world.path("config/keepwell/config.toml");
+    let mode = |mode| fs::set_permissions(&config, fs::Permissions::from_mode(mode)).unwrap();
+    let write = |text: &str| {
+        world.write("config/keepwell/config.toml", text);
+        mode(0o644);
     };
-    let ok = |line: &str| {
-        let run = run(line);
-        assert_eq!(run.code, Some(0), "{line}: {}", run.stderr);
-        run
-    };
-    let write = |text: &str| world.write("config/keepwell/config.toml", text);
     write(
         "policy = 'keep-weekly'\noutput-format = 'json'\nlimits.memory = '32MiB'\n\
          plugins.pxar.options = { exclude = ['*.o', '/nothing'], no-fifos = true }\n\
@@ -223,13 +220,28 @@ fn settings_count_where_nothing_else_is_said() {
     wrong.assert_failed("an unknown setting");
     wrong.says("config.toml': polcy: there is no such setting");
     write("plugins.pxar.options.nothing = 1");
-    run("version").says("plugin 'pxar' has no option 'nothing'");
+    run("version").says("plugins.pxar.options.nothing: the plugin has no such option");
     write("plugins.pxar.options.no-fifos = 'often'");
     run("version").says("is true or false");
+    write("plugins.pxar.options.exclude-larger-than = 'much'");
+    run("version").says("config.toml': plugins.pxar.options.exclude-larger-than: ");
+    write("plugins.pxr.options.exclude = 'x'");
+    ok("version").says("there is no plugin 'pxr'");
     write("plugins.pxar.options.exclude-larger-than = ['1', '2']");
     run("version").says("takes one value");
     write("archive-types.pxar = 'other'");
     let missing = run("backup root.pxar:tree");
     missing.assert_failed("a plugin that is not there");
     missing.says("the settings want plugin 'other' for '.pxar', and there is none");
+    // Looking and removing go on.
+    write("plugins.keep-weekly.options.months = 3");
+    run("version").assert_failed("an option that the plugin lacks");
+    ok("plugin list");
+    ok("config show");
+    // A file is one stream; and it is not made by the settings.
+    write("plugins.pxar.options.change-detection-mode = 'metadata'");
+    ok("pxar create tree.pxar tree");
+    // Nobody else may say what plugins do.
+    mode(0o666);
+    ok("version").says("the settings are not used: others may change");
 }

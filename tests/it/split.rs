@@ -199,6 +199,26 @@ fn unchanged_files_are_not_opened() {
     is_restored(&world, &at(1), "");
 }
 
+/// A change next to a chunk that holds much else makes only what is beside it be read.
+#[test]
+fn of_many_files_only_those_at_the_bad_end_are_read() {
+    let world = World::new();
+    for file in 0..40u64 {
+        world.write(&format!("tree/d03/f{file:02}"), noise(file, 30_000));
+    }
+    world.write("tree/d01/f01", "");
+    fs::create_dir(world.path("tree/d02")).unwrap();
+    fs::hard_link(world.path("tree/d01/f01"), world.path("tree/d02/linked")).unwrap();
+    // One chunk of zeros, of which the files before and behind the change have a part.
+    world.write("tree/d03/g", vec![0; 80_000]);
+    world.write("tree/d03/i", vec![0; 500_000]);
+    backup(&world, "metadata", 1_700_000_000, "");
+    world.write("tree/d03/h", "new");
+    let run = backup(&world, "metadata", 1_700_000_001, "");
+    assert!(reused(&run), "{}", run.stderr);
+    is_restored(&world, &at(1), "");
+}
+
 #[test]
 fn what_can_not_be_taken_again_is_read() {
     let world = World::new();

@@ -121,6 +121,11 @@ impl Run {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
+    pub fn assert_ok(self, what: &str) -> Self {
+        assert_eq!(self.code, Some(0), "{what}: {}", self.stderr);
+        self
+    }
+
     pub fn assert_failed(&self, what: &str) {
         assert_eq!(self.code, Some(255), "{what}: {}{}", self.stdout, self.stderr);
         let errors = self.stderr.lines().filter(|line| line.starts_with("Error: ")).count();

@@ -2,7 +2,7 @@
 
 use crate::commands;
 use crate::exit::{Shown, UsageError};
-use crate::plugins::{Loaded, Plugins};
+use crate::plugins::Plugins;
 use crate::words::{Options, parse_bool};
 use anyhow::{Result, anyhow, bail};
 use clap::builder::{OsStringValueParser, PossibleValue, StringValueParser, TypedValueParser};
@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 
 /// The whole command line.
-pub(crate) fn command(plugins: &Plugins) -> Result<Command> {
+pub(crate) fn command(plugins: &Plugins) -> Command {
     let mut command = Command::new("keepwell")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Backs up file trees and images, and restores them")
@@ -34,17 +34,11 @@ pub(crate) fn command(plugins: &Plugins) -> Result<Command> {
     for verb in commands::all(plugins) {
         command = command.subcommand(verb);
     }
-    let Some((verb, option)) = clash(&command) else { return Ok(command) };
-    let declares = |loaded: &&Loaded| loaded.info.options.iter().any(|known| known.name == option);
-    let file = plugins.iter().filter(declares).find_map(|loaded| loaded.file.as_ref());
-    bail!(
-        "plugin '{}' declares --{option}, which `{verb}` has itself: it can't be used, remove it",
-        file.map_or("?".into(), |file| file.display().to_string())
-    )
+    command
 }
 
-/// An option that a command has twice.
-fn clash(command: &Command) -> Option<(String, String)> {
+/// A command, and an option that it has twice, because a plugin declares it as well.
+pub(crate) fn clash(command: &Command) -> Option<(String, String)> {
     let mut seen = HashSet::new();
     let mut options = command.get_arguments().filter_map(Arg::get_long);
     match options.find(|option| !seen.insert(*option)) {
@@ -242,6 +236,11 @@ pub(crate) fn option_values(
         }
     }
     Ok(values)
+}
+
+/// Fails where a default is none of the option's values.
+pub(crate) fn check_defaults(spec: &OptionSpec) -> Result<()> {
+    spec.defaults.iter().try_for_each(|value| checked(spec, &value.into()).map(|_| ()))
 }
 
 fn checked(spec: &OptionSpec, given: &OsString) -> Result<Vec<u8>> {

@@ -74,10 +74,13 @@ pub(crate) fn all(plugins: &Plugins) -> Vec<Command> {
     ]
 }
 
-pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
+pub(crate) fn run(mut plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let Some((name, matches)) = matches.subcommand() else { bail!("no command was given") };
     if name == "plugin" {
         return plugin::run(plugins, matches);
+    }
+    if name != "config" {
+        plugins.check_settings()?;
     }
     let plugins = &plugins;
     match name {
@@ -112,8 +115,8 @@ pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
         "serve" => server::serve(matches),
         "admin" => server::admin(plugins, matches),
         "version" => version::run(plugins, matches),
-        "completion" => documents::completion(args::command(plugins)?, matches),
-        "man" => documents::man(args::command(plugins)?, matches),
+        "completion" => documents::completion(args::command(plugins), matches),
+        "man" => documents::man(args::command(plugins), matches),
         other => bail!("there is no command '{other}'"),
     }
 }

@@ -1,11 +1,13 @@
 //! Settings for all commands: `/etc/keepwell/config.toml`, and over it the user's
 //! `~/.config/keepwell/config.toml`. What the command line and the environment say goes before both.
 
+use crate::files::only_ours;
 use crate::plugins::Limits;
 use crate::terminal::xdg_config;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +33,21 @@ impl fmt::Display for Origin {
     }
 }
 
+/// An option of a plugin that is set in a file.
+pub(crate) struct OptionSetting<'a> {
+    pub(crate) plugin: &'a str,
+    pub(crate) option: &'a str,
+    /// as they would be given on the command line
+    pub(crate) values: Vec<String>,
+    pub(crate) origin: &'a Origin,
+}
+
+impl fmt::Display for OptionSetting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}': plugins.{}.options.{}", self.origin, self.plugin, self.option)
+    }
+}
+
 /// What a file says, by keys such as `limits.memory`.
 #[derive(Default)]
 pub(crate) struct Config {
@@ -46,13 +63,8 @@ impl Config {
         let mut config = Self::default();
         let user = xdg_config().map(|dir| dir.join("keepwell/config.toml"));
         for path in [Some(SYSTEM.into()), user].into_iter().flatten() {
-            match std::fs::read_to_string(&path) {
-                Ok(text) => config.add(&path, &text)?,
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-                Err(error) => {
-                    return Err(error).context(format!("unable to read '{}'", path.display()));
-                }
+            if let Some(text) = read(&path)? {
+                config.add(&path, &text)?;
             }
         }
         Ok(config)
@@ -118,17 +130,14 @@ impl Config {
         limits
     }
 
-    /// What is said of a plugin's options.
-    pub(crate) fn options_of(&self, plugin: &str) -> Vec<(&str, Vec<String>)> {
-        let of_plugin = self.settings.iter().filter_map(|(key, (value, _))| match &key[..] {
-            [first, name, options, option]
-                if first == "plugins" && name == plugin && options == "options" =>
-            {
-                Some((option.as_str(), texts(value)))
+    /// What is said of plugins' options.
+    pub(crate) fn options(&self) -> impl Iterator<Item = OptionSetting<'_>> {
+        self.settings.iter().filter_map(|(key, (value, origin))| match &key[..] {
+            [first, plugin, options, option] if first == "plugins" && options == "options" => {
+                Some(OptionSetting { plugin, option, values: texts(value), origin })
             }
             _ => None,
-        });
-        of_plugin.collect()
+        })
     }
 
     /// All keys with values and where those come from, also of what is not set.
@@ -159,6 +168,30 @@ const FORMAT_VARIABLE: &str = "PROXMOX_OUTPUT_FORMAT";
 /// The output format that the environment names.
 pub(crate) fn environment_format() -> Option<String> {
     std::env::var(FORMAT_VARIABLE).ok().filter(|format| !format.is_empty())
+}
+
+/// The text of a file of settings; none where it is not for us.
+fn read(path: &Path) -> Result<Option<String>> {
+    let shown = path.display();
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        // The directory may be a server's, with its keys.
+        Err(error) if path == Path::new(SYSTEM) && error.kind() == ErrorKind::PermissionDenied => {
+            tracing::debug!("unable to read '{shown}': {error}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context(format!("unable to read '{shown}'")),
+    };
+    // It says what plugins may do. `sudo` may keep the home of somebody else.
+    if let Err(problem) = only_ours(path, &file.metadata()?) {
+        tracing::warn!("the settings are not used: {problem}");
+        return Ok(None);
+    }
+    let text = std::io::read_to_string(file).context(format!("unable to read '{shown}'"))?;
+    Ok(Some(text))
 }
 
 fn flatten(key: &mut Vec<String>, table: Table, found: &mut Vec<(Vec<String>, Value)>) {
@@ -242,9 +275,11 @@ mod tests {
         let limits = config.limits();
         assert_eq!(limits.memory_bytes_max, 64 << 20);
         assert_eq!(limits.call_time_max, Duration::from_secs(3));
-        let options = config.options_of("pxar");
-        let expected = [("exclude", vec!["*.o", "x"]), ("no-fifos", vec!["true"])];
-        assert_eq!(options, expected.map(|(k, v)| (k, v.into_iter().map(Into::into).collect())));
+        let options: Vec<_> = config.options().map(|set| (set.to_string(), set.values)).collect();
+        let expected = [("exclude", vec!["*.o", "x"]), ("no-fifos", vec!["true"])].map(|(k, v)| {
+            (format!("'/1': plugins.pxar.options.{k}"), v.into_iter().map(String::from).collect())
+        });
+        assert_eq!(options, expected);
         let all = config.all();
         let origin = |key: &str| {
             all.iter().find(|(known, ..)| known == key).map(|(_, _, origin)| origin.to_string())

@@ -1,8 +1,9 @@
 //! Files that the user keeps, such as keys.
 
 use anyhow::Result;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 pub(crate) use keepwell_store::files::{Existing, write};
@@ -17,6 +18,16 @@ pub(crate) fn not_created(what: &str, path: &Path, error: &std::io::Error) -> an
         _ => "",
     };
     anyhow::anyhow!("unable to create {what} '{}' - {error}{remedy}", path.display())
+}
+
+/// Fails where somebody else than this user and root may change a file or directory.
+pub(crate) fn only_ours(path: &Path, metadata: &Metadata) -> Result<()> {
+    let us = rustix::process::geteuid().as_raw();
+    if (metadata.uid() != 0 && metadata.uid() != us) || metadata.mode() & 0o022 != 0 {
+        let shown = path.display();
+        anyhow::bail!("others may change '{shown}': make it yours, and `chmod go-w` it");
+    }
+    Ok(())
 }
 
 /// Reads a small file, such as a key; the error names it.

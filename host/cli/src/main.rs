@@ -29,7 +29,12 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     terminal::start_logging(&arguments);
     terminal::raise_open_files();
     terminal::forbid_core_dumps();
-    let plugins = plugins::Plugins::load()?;
-    let matches = args::parse(args::command(&plugins)?, arguments)?;
+    let mut plugins = plugins::Plugins::load()?;
+    let mut command = args::command(&plugins);
+    while let Some((verb, option)) = args::clash(&command) {
+        plugins.refuse_clashing(&verb, &option)?;
+        command = args::command(&plugins);
+    }
+    let matches = args::parse(command, arguments)?;
     commands::run(plugins, &matches)
 }

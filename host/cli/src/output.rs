@@ -30,7 +30,7 @@ pub(crate) fn print(plugins: &Plugins, matches: &ArgMatches, document: &Document
         unicode: speaks_utf8(),
         terminal_width: stdout_width(),
     };
-    let options = option_values(matches, &loaded.info.options)?;
+    let options = option_values(matches, &loaded.options)?;
     let rendered = loaded.plugin.formatter()?.render(document, &environment, options);
     write_out(&rendered.map_err(|failure| explained(failure, document, &environment.format))?)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod places;
 
+use crate::args;
 use crate::config::Config;
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,21 +16,30 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Loaded {
     pub(crate) plugin: Plugin,
     pub(crate) info: PluginInfo,
+    /// Its options, with the defaults that the settings say.
+    pub(crate) options: Vec<OptionSpec>,
     /// none of what is built in
     pub(crate) file: Option<PathBuf>,
 }
 
 impl Loaded {
+    fn new(plugin: Plugin, info: PluginInfo, file: Option<PathBuf>) -> Self {
+        let options = info.options.clone();
+        Self { plugin, info, options, file }
+    }
+
     fn of_file(plugin: Plugin, file: &Path) -> Result<Self> {
         let info = plugin.info().with_context(|| format!("'{}' is no plugin", file.display()))?;
-        Ok(Self { plugin, info, file: Some(file.to_owned()) })
+        Ok(Self::new(plugin, info, Some(file.to_owned())))
+    }
+
+    fn serves(&self, extension: &str) -> Option<&ArchiveType> {
+        self.info.archive_types.iter().find(|known| known.extension == extension)
     }
 
     /// Whether archives of this extension are made of directories.
     pub(crate) fn makes_directories(&self, extension: &str) -> bool {
-        let mut types = self.info.archive_types.iter();
-        let found = types.find(|archive_type| archive_type.extension == extension);
-        found.is_some_and(|archive_type| archive_type.origin == OriginKind::Directory)
+        self.serves(extension).is_some_and(|kind| kind.origin == OriginKind::Directory)
     }
 }
 
@@ -58,6 +68,8 @@ pub(crate) struct Plugins {
     all: Vec<Loaded>,
     refused: Vec<(PathBuf, String)>,
     config: Config,
+    /// of the settings, with these plugins
+    mistake: Option<anyhow::Error>,
 }
 
 impl Plugins {
@@ -65,17 +77,23 @@ impl Plugins {
         let config = Config::load()?;
         let cache = cache_dir().and_then(|dir| CodeCache::open(&dir));
         let runtime = Runtime::new(cache, config.limits())?;
-        let mut plugins = Self { runtime, all: Vec::new(), refused: Vec::new(), config };
+        let (all, refused) = (Vec::new(), Vec::new());
+        let mut plugins = Self { runtime, all, refused, config, mistake: None };
         for place in places::all() {
             plugins.load_place(&place)?;
         }
         for (package, bytes) in keepwell_builtin::COMPONENTS {
             let name = package.strip_prefix("plugin-").unwrap_or(package);
             let plugin = plugins.runtime.plugin(name, bytes);
-            plugins.all.push(Loaded { info: plugin.info()?, plugin, file: None });
+            plugins.all.push(Loaded::new(plugin.clone(), plugin.info()?, None));
         }
-        plugins.configure()?;
+        plugins.mistake = plugins.configure().err();
         Ok(plugins)
+    }
+
+    /// Fails where the settings and the plugins do not agree. What shows and removes plugins goes on.
+    pub(crate) fn check_settings(&mut self) -> Result<()> {
+        self.mistake.take().map_or(Ok(()), Err)
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -84,28 +102,33 @@ impl Plugins {
 
     /// What the settings say of options counts where nothing is given.
     fn configure(&mut self) -> Result<()> {
-        for Loaded { info, .. } in &mut self.all {
-            for (name, values) in self.config.options_of(&info.name) {
-                let found = info.options.iter_mut().find(|spec| spec.name == name);
-                let spec = found.ok_or_else(|| {
-                    anyhow!("plugin '{}' has no option '{name}' to be configured", info.name)
-                })?;
-                if values.len() > 1 && !spec.repeatable {
-                    bail!("option '{name}' of plugin '{}' takes one value", info.name);
+        for setting in self.config.options() {
+            let mut named =
+                self.all.iter_mut().filter(|loaded| loaded.info.name == setting.plugin).peekable();
+            if named.peek().is_none() {
+                tracing::warn!("{setting}: there is no plugin '{}'", setting.plugin);
+                continue;
+            }
+            let options = named.flat_map(|loaded| &mut loaded.options);
+            let mut found = options.filter(|spec| spec.name == setting.option).peekable();
+            if found.peek().is_none() {
+                bail!("{setting}: the plugin has no such option");
+            }
+            for spec in found {
+                if setting.values.len() > 1 && !spec.repeatable {
+                    bail!("{setting}: it takes one value");
                 }
                 let is_bool = |value: &String| value == "true" || value == "false";
-                if spec.kind == OptionKind::Flag && !values.iter().all(is_bool) {
-                    bail!("option '{name}' of plugin '{}' is true or false", info.name);
+                if spec.kind == OptionKind::Flag && !setting.values.iter().all(is_bool) {
+                    bail!("{setting}: it is true or false");
                 }
-                spec.defaults = values;
+                spec.defaults = setting.values.clone();
+                args::check_defaults(spec).map_err(|problem| anyhow!("{setting}: {problem}"))?;
             }
         }
         for (extension, wanted) in self.config.archive_types() {
-            let serves = |loaded: &Loaded| {
-                let mut types = loaded.info.archive_types.iter();
-                loaded.info.name == wanted && types.any(|known| known.extension == extension)
-            };
-            if !self.all.iter().any(serves) {
+            let mut all = self.all.iter();
+            if !all.any(|loaded| loaded.info.name == wanted && loaded.serves(extension).is_some()) {
                 tracing::warn!(
                     "the settings want plugin '{wanted}' for '.{extension}', and there is none"
                 );
@@ -114,12 +137,6 @@ impl Plugins {
         Ok(())
     }
 
-    /// Whether a plugin is the one that the settings name for an extension, or they name none.
-    fn is_wanted(&self, info: &PluginInfo, extension: &str) -> bool {
-        self.config.plugin_for(extension).is_none_or(|wanted| wanted == info.name)
-    }
-
-    /// What is wrong in a place that was named ends the run; elsewhere it is told, and the rest goes on.
     fn load_place(&mut self, place: &Place) -> Result<()> {
         let files = match place.files() {
             Err(error) if place.trust != Trust::Named => {
@@ -136,16 +153,39 @@ impl Plugins {
             });
             match loaded {
                 Ok(loaded) => self.all.push(loaded),
-                Err(error) if place.trust == Trust::Named => {
-                    return Err(error.context("remove it, or change KEEPWELL_PLUGIN_PATH"));
-                }
-                Err(error) => {
-                    let problem = format!("{error:#}");
-                    tracing::warn!("plugin '{}' is not used: {problem}", file.display());
-                    self.refused.push((file, problem));
-                }
+                Err(problem) => self.refuse(file, problem)?,
             }
         }
+        Ok(())
+    }
+
+    /// The plugins that declare an option which a command has itself are not used.
+    pub(crate) fn refuse_clashing(&mut self, verb: &str, option: &str) -> Result<()> {
+        let declares =
+            |loaded: &mut Loaded| loaded.info.options.iter().any(|known| known.name == option);
+        let clashing: Vec<Loaded> = self.all.extract_if(.., declares).collect();
+        if clashing.is_empty() {
+            bail!("`{verb}` has --{option} twice");
+        }
+        for Loaded { file, .. } in clashing {
+            let file = file.unwrap_or_default();
+            let problem = format!("it declares --{option}, which `{verb}` has itself");
+            self.refuse(file, anyhow!(problem))?;
+        }
+        Ok(())
+    }
+
+    /// What is wrong in a place that was named ends the run; elsewhere it is told, and the rest goes on.
+    fn refuse(&mut self, file: PathBuf, problem: anyhow::Error) -> Result<()> {
+        if places::is_named(&file) {
+            return Err(problem.context(format!(
+                "plugin '{}': remove it, or change KEEPWELL_PLUGIN_PATH",
+                file.display()
+            )));
+        }
+        let problem = format!("{problem:#}");
+        tracing::warn!("plugin '{}' is not used: {problem}", file.display());
+        self.refused.push((file, problem));
         Ok(())
     }
 
@@ -164,10 +204,11 @@ impl Plugins {
         Ok(self.runtime.plugin(&name, bytes))
     }
 
-    /// With one more, that comes before the others.
-    pub(crate) fn with_first(mut self, loaded: Loaded) -> Self {
+    /// With one more, that comes before the others. Fails where the settings do not agree with it.
+    pub(crate) fn with_first(mut self, loaded: Loaded) -> Result<Self> {
         self.all.insert(0, loaded);
-        self
+        self.configure()?;
+        Ok(self)
     }
 
     /// Files that are not used, and why.
@@ -179,26 +220,29 @@ impl Plugins {
         self.all.iter()
     }
 
+    /// Of those that serve an extension in a role: the one that the settings name, or else the first.
+    fn serving(&self, extension: &str, role: fn(&PluginInfo) -> bool) -> Option<&Loaded> {
+        let serves = |loaded: &&Loaded| role(&loaded.info) && loaded.serves(extension).is_some();
+        let wanted = self.config.plugin_for(extension);
+        let is_wanted = |loaded: &&Loaded| wanted == Some(loaded.info.name.as_str());
+        let all = || self.all.iter().filter(serves);
+        all().find(is_wanted).or_else(|| all().next())
+    }
+
     /// The source for archives of this extension.
     pub(crate) fn source_for(&self, extension: &str) -> Option<(&Loaded, &ArchiveType)> {
-        self.all.iter().filter(|loaded| loaded.info.is_source).find_map(|loaded| {
-            if !self.is_wanted(&loaded.info, extension) {
-                return None;
-            }
-            let mut types = loaded.info.archive_types.iter();
-            Some((loaded, types.find(|archive_type| archive_type.extension == extension)?))
-        })
+        // Another one would make other archives than those that are wanted.
+        let wanted = self.config.plugin_for(extension);
+        if wanted.is_some_and(|wanted| self.all.iter().all(|known| known.info.name != wanted)) {
+            return None;
+        }
+        let loaded = self.serving(extension, |info| info.is_source)?;
+        Some((loaded, loaded.serves(extension)?))
     }
 
     /// The reader of archives of this extension.
     pub(crate) fn reader_for(&self, extension: &str) -> Option<&Loaded> {
-        let serves = |loaded: &&Loaded| {
-            let mut types = loaded.info.archive_types.iter();
-            loaded.info.is_reader
-                && self.is_wanted(&loaded.info, extension)
-                && types.any(|archive_type| archive_type.extension == extension)
-        };
-        self.all.iter().find(serves)
+        self.serving(extension, |info| info.is_reader)
     }
 
     /// All types of archives.
@@ -209,11 +253,14 @@ impl Plugins {
     /// Extensions that can be backed up.
     pub(crate) fn extensions(&self) -> Vec<&str> {
         let sources = self.all.iter().filter(|loaded| loaded.info.is_source);
-        let extensions = sources.flat_map(|loaded| {
-            let types = loaded.info.archive_types.iter().map(|known| known.extension.as_str());
-            types.filter(|extension| self.is_wanted(&loaded.info, extension))
-        });
-        extensions.collect()
+        let types = sources.flat_map(|loaded| &loaded.info.archive_types);
+        let mut extensions: Vec<&str> = Vec::new();
+        for archive_type in types {
+            if !extensions.contains(&archive_type.extension.as_str()) {
+                extensions.push(&archive_type.extension);
+            }
+        }
+        extensions
     }
 
     /// The retention policy called so.
@@ -244,7 +291,7 @@ impl Plugins {
     ) -> Vec<(&'a str, &'a OptionSpec)> {
         let mut options: Vec<(&str, &OptionSpec)> = Vec::new();
         for loaded in self.all.iter().filter(|loaded| wanted(&loaded.info)) {
-            for spec in &loaded.info.options {
+            for spec in &loaded.options {
                 if !options.iter().any(|(_, known)| known.name == spec.name) {
                     options.push((&loaded.info.name, spec));
                 }

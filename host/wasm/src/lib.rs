@@ -232,11 +232,6 @@ impl Plugin {
         self.inner.bytes
     }
 
-    /// Of the component, in bytes.
-    pub fn size(&self) -> usize {
-        self.inner.bytes.len()
-    }
-
     /// What it asks of its host, and what it offers.
     pub fn interfaces(&self) -> Result<Interfaces, LoadError> {
         let (component, engine) = (self.component()?.component_type(), self.inner.runtime.engine());

@@ -621,22 +621,9 @@ impl Walk {
         else {
             return Ok(());
         };
-        let wanted = Extent { stream: 0, offset: run.start, length: run.end - run.start };
-        match stream.reuse(wanted, continues)? {
-            Some(reused) => {
-                *position = reused.position;
-                for file in &run.files {
-                    self.out.put_word(file.word, reused.at + (file.at - run.start));
-                }
-            }
-            None => {
-                for file in &run.files {
-                    self.out.put_word(file.word, *position);
-                    read_unchanged(stream, file, self.reference.as_ref())?;
-                    *position += HEADER_BYTES + file.size;
-                }
-            }
-        }
+        let reference = self.reference.as_ref();
+        let again = Again { stream, position, reference, out: &mut self.out };
+        again.take(&run.files, continues)?;
         self.out.is_held = false;
         self.out.flush_if_large()
     }
@@ -751,6 +738,44 @@ fn write_payload(stream: &Stream, length: u64) -> Result<(), Failure> {
     let mut header = Vec::new();
     encode::header(&mut header, format::PAYLOAD, length);
     stream.write(&header)
+}
+
+/// Content of the previous archive on its way into the new one.
+struct Again<'a> {
+    stream: &'a Stream,
+    position: &'a mut u64,
+    reference: Option<&'a Reference<Bytes>>,
+    out: &'a mut Emitter,
+}
+
+impl Again<'_> {
+    /// Files in a row are taken together. Where their chunks hold too much else they are halved, so that
+    /// only those at the bad end are read.
+    fn take(self, files: &[Unchanged], continues: bool) -> Result<(), Failure> {
+        let mut rows = vec![(files, continues)];
+        while let Some((files, continues)) = rows.pop() {
+            let (Some(first), Some(last)) = (files.first(), files.last()) else { continue };
+            let end = last.at + HEADER_BYTES + last.size;
+            let wanted = Extent { stream: 0, offset: first.at, length: end - first.at };
+            if let Some(reused) = self.stream.reuse(wanted, continues)? {
+                *self.position = reused.position;
+                for file in files {
+                    self.out.put_word(file.word, reused.at + (file.at - first.at));
+                }
+            } else if let [file] = files {
+                self.out.put_word(file.word, *self.position);
+                read_unchanged(self.stream, file, self.reference)?;
+                *self.position += HEADER_BYTES + file.size;
+            } else {
+                let middle = first.at + (end - first.at) / 2;
+                let before = files.iter().take_while(|file| file.at < middle).count();
+                let (left, right) = files.split_at(before.clamp(1, files.len() - 1));
+                rows.push((right, continues));
+                rows.push((left, false));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Content that is not worth being taken again. The entry is written: what can't be opened any more is

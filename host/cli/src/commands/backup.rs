@@ -275,7 +275,7 @@ fn plan<'a>(plugins: &'a Plugins, matches: &ArgMatches) -> Result<Plan<'a>> {
     specs.iter().try_for_each(check_source)?;
     check_options(matches, &plugins.options(&|info| info.is_source))?;
     for spec in &mut specs {
-        spec.options = option_values(matches, &spec.loaded.info.options)?;
+        spec.options = option_values(matches, &spec.loaded.options)?;
     }
     let id = match matches.get_one::<BackupId>("backup-id") {
         Some(id) => id.clone(),

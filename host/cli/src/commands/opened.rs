@@ -112,7 +112,9 @@ impl Opened {
             walk(&self.reader, &self.manifest, key, visit)?;
         }
         for archive in split {
-            let Some(loaded) = plugins.reader_for(&archive.extension) else { continue };
+            let loaded = plugins.reader_for(&archive.extension);
+            let loaded = loaded
+                .ok_or_else(|| anyhow!("there is no plugin that reads '{}'", archive.name))?;
             let Some(metadata) = archive.files.last() else { continue };
             let stored = StoredArchive::open(&self.reader, archive, key)?;
             let (_reader, mut open) =

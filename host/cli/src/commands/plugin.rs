@@ -82,7 +82,7 @@ fn served(info: &PluginInfo) -> Vec<String> {
 
 fn list(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let (mut data, mut rows) = (Vec::new(), Vec::new());
-    for Loaded { plugin, info, file } in plugins.iter() {
+    for Loaded { plugin, info, file, .. } in plugins.iter() {
         let (kinds, serves) = (kinds(info), served(info));
         rows.push(json!({
             "name": info.name,
@@ -131,7 +131,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         "options": options,
         "imports": interfaces.imports,
         "exports": interfaces.exports,
-        "size": plugin.size(),
+        "size": plugin.bytes().len(),
         "sha256": plugin.sha256(),
     });
     let words = |key: &str| {
@@ -139,17 +139,21 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         words.collect::<Vec<_>>().join(" ")
     };
     let flags = info.options.iter().map(|option| format!("--{}", option.name));
-    let mut lines = vec![
-        format!("{} {}: {}", info.name, info.version, info.summary),
-        format!("is:       {}", words("kinds")),
-        format!("serves:   {}", words("serves")),
-        format!("options:  {}", flags.collect::<Vec<_>>().join(" ")),
-        format!("imports:  {}", words("imports")),
-        format!("exports:  {}", words("exports")),
-        format!("size:     {} bytes", plugin.size()),
-        format!("SHA-256:  {}", plugin.sha256()),
+    let mut lines = vec![match info.summary.as_str() {
+        "" => format!("{} {}", info.name, info.version),
+        summary => format!("{} {}: {summary}", info.name, info.version),
+    }];
+    let rows = [
+        ("is:", words("kinds")),
+        ("serves:", words("serves")),
+        ("options:", flags.collect::<Vec<_>>().join(" ")),
+        ("imports:", words("imports")),
+        ("exports:", words("exports")),
+        ("size:", format!("{} bytes", plugin.bytes().len())),
+        ("SHA-256:", plugin.sha256().to_owned()),
     ];
-    lines.retain(|line| !line.ends_with(' '));
+    let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
+    lines.extend(rows.map(|(head, value)| format!("{head:<10}{value}")));
     print(plugins, matches, &crate::output::message(data, lines))?;
     Ok(loaded)
 }
@@ -176,8 +180,10 @@ fn install(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let place = place(matches)?;
     let loaded = inspect(&plugins, matches)?;
     let (plugin, name) = (loaded.plugin.clone(), loaded.info.name.clone());
-    // Afterwards no command would run.
-    args::command(&plugins.with_first(loaded))?;
+    // Afterwards no command would run, or this one not be used.
+    if let Some((verb, option)) = args::clash(&args::command(&plugins.with_first(loaded)?)) {
+        bail!("'{name}' can't be used: it declares --{option}, which `{verb}` has itself");
+    }
     if !is_set(matches, "yes") && !confirm(&name)? {
         bail!("'{name}' was not installed");
     }

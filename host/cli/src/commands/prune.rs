@@ -55,7 +55,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             );
         }
     }
-    let options = option_values(matches, &loaded.info.options)?;
+    let options = option_values(matches, &loaded.options)?;
     let namespace = namespace_of(matches);
     let Some(group) = matches.get_one::<GroupId>("group") else { bail!("missing argument: group") };
     let (items, troubles) = match Repository::find(matches.get_one("repository"))?.open(matches)? {

@@ -24,7 +24,12 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let mut data = json!({ "client": client });
     let mut lines = vec![Value::from(format!("client version: {version}"))];
     // Only a server has a version of its own; none has to be named.
-    if let Ok(Repository::Server(server)) = Repository::find(matches.get_one("repository")) {
+    let given: Option<&String> = matches.get_one("repository");
+    let repository = Repository::find(given);
+    if let (Some(_), Err(error)) = (given, &repository) {
+        tracing::error!("could not connect to server - {error}");
+    }
+    if let Ok(Repository::Server(server)) = repository {
         let asked = remote::open(&server, matches)
             .and_then(|store| Ok(store.client().get("/api2/json/version", &Query::new())?));
         match asked {
@@ -34,7 +39,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 lines.push(line.into());
                 data["server"] = answer;
             }
-            Err(error) => tracing::error!("could not connect to server - {error:#}"),
+            Err(error) => tracing::error!("could not connect to server - {error}"),
         }
     }
     print(plugins, matches, &message(data, lines))

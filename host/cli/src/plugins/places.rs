@@ -3,15 +3,15 @@
 //! What `keepwell plugin install` puts into a place it notes there, with the SHA-256 that was confirmed: a file
 //! that is not noted, or is another by now, is not used.
 
-use crate::files::{Existing, write};
+use crate::files::{Existing, only_ours, write};
 use crate::terminal::data_dir;
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::{File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const SYSTEM: &str = "/etc/keepwell/plugins";
@@ -48,12 +48,25 @@ struct Notes {
 #[serde(deny_unknown_fields)]
 struct Note {
     sha256: String,
+    /// what it replaces, until it is in its place
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<String>,
+}
+
+/// What `KEEPWELL_PLUGIN_PATH` names.
+fn named() -> Vec<PathBuf> {
+    let named = std::env::var_os("KEEPWELL_PLUGIN_PATH").unwrap_or_default();
+    std::env::split_paths(&named).filter(|dir| !dir.as_os_str().is_empty()).collect()
+}
+
+/// Whether a file lies in a directory that `KEEPWELL_PLUGIN_PATH` names.
+pub(crate) fn is_named(file: &Path) -> bool {
+    named().iter().any(|dir| file.parent() == Some(dir))
 }
 
 /// All places. Where two plugins serve the same, the first one does.
 pub(crate) fn all() -> Vec<Place> {
-    let named = std::env::var_os("KEEPWELL_PLUGIN_PATH").unwrap_or_default();
-    let named = std::env::split_paths(&named).filter(|dir| !dir.as_os_str().is_empty());
+    let named = named().into_iter();
     let mut places: Vec<Place> = named.map(|dir| Place { dir, trust: Trust::Named }).collect();
     places.extend(Place::of_user());
     places.push(Place::of_system());
@@ -76,7 +89,7 @@ impl Place {
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let shown = self.dir.display();
         let entries = match std::fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound && self.trust != Trust::Named => {
+            Err(error) if self.trust != Trust::Named && is_not_for_us(&error) => {
                 return Ok(Vec::new());
             }
             Err(error) if self.trust == Trust::Named => {
@@ -97,22 +110,24 @@ impl Place {
             return Ok(());
         }
         for path in [&self.dir, file] {
-            let us = rustix::process::geteuid().as_raw();
-            let found = std::fs::metadata(path)?;
-            if (found.uid() != 0 && found.uid() != us) || found.mode() & 0o022 != 0 {
-                return Err(anyhow!("others may change '{}'", path.display()));
-            }
+            only_ours(path, &std::fs::metadata(path)?)?;
         }
         if self.trust == Trust::Packaged {
             return Ok(());
         }
-        let install = format!("`keepwell plugin install {}`", file.display());
+        let system = if self.dir == Path::new(SYSTEM) { "--system " } else { "" };
+        let install = format!("`keepwell plugin install {system}");
         match self.notes()?.plugins.get(&file_name(file)) {
-            None => Err(anyhow!("it was not installed: {install} shows what it is, and does that")),
-            Some(note) if note.sha256 != sha256 => {
-                Err(anyhow!("it has changed since it was installed: {install} confirms it"))
+            None => Err(anyhow!(
+                "it was not installed: move it elsewhere, and {install}FILE` shows what it is, and does that"
+            )),
+            Some(note) if note.sha256 == sha256 || note.replaces.as_deref() == Some(sha256) => {
+                Ok(())
             }
-            Some(_) => Ok(()),
+            Some(_) => Err(anyhow!(
+                "it has changed since it was installed: {install}{}` confirms it",
+                file.display()
+            )),
         }
     }
 
@@ -131,11 +146,20 @@ impl Place {
 
     /// One at a time changes what is installed.
     fn take_turn(&self) -> Result<File> {
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.dir);
-        let turn = made.and_then(|()| File::open(&self.dir));
+        let turn = self.make().and_then(|()| File::open(&self.dir));
         let turn = turn.with_context(|| format!("unable to use '{}'", self.dir.display()))?;
         rustix::fs::flock(&turn, FlockOperation::LockExclusive)?;
         Ok(turn)
+    }
+
+    /// Whatever the umask is, all may look into what is made here: `/etc/keepwell/plugins` is for all.
+    fn make(&self) -> std::io::Result<()> {
+        let missing: Vec<&Path> = self.dir.ancestors().take_while(|dir| !dir.exists()).collect();
+        for dir in missing.into_iter().rev() {
+            std::fs::create_dir(dir)?;
+            std::fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+        }
+        Ok(())
     }
 
     fn put_notes(&self, notes: &Notes) -> Result<()> {
@@ -143,19 +167,26 @@ impl Place {
         Ok(write(&self.dir.join(NOTES), text.as_bytes(), 0o644, Existing::Replace)?)
     }
 
-    /// Puts a component there, and says where it is. Until it is noted, it is not used.
+    /// Puts a component there, and says where it is. What it replaces is used until it is in its place.
     pub(crate) fn install(&self, name: &str, bytes: &[u8], sha256: &str) -> Result<PathBuf> {
         let _turn = self.take_turn()?;
         let mut notes = self.notes()?;
         let file = self.dir.join(format!("{name}.wasm"));
+        let replaces = notes.plugins.get(&file_name(&file)).map(|note| note.sha256.clone());
+        let note = |replaces| Note { sha256: sha256.to_owned(), replaces };
+        notes.plugins.insert(file_name(&file), note(replaces));
+        self.put_notes(&notes)?;
         write(&file, bytes, 0o644, Existing::Replace)
             .with_context(|| format!("unable to write '{}'", file.display()))?;
-        notes.plugins.insert(file_name(&file), Note { sha256: sha256.to_owned() });
+        notes.plugins.insert(file_name(&file), note(None));
         self.put_notes(&notes)?;
+        self.check(&file, sha256).with_context(|| {
+            format!("it was installed as '{}', and is not used", file.display())
+        })?;
         Ok(file)
     }
 
-    /// Takes a component away; false where there is none of this name.
+    /// Takes a component away that was installed; false where none of this name was.
     pub(crate) fn remove(&self, name: &str) -> Result<bool> {
         let file = self.dir.join(format!("{name}.wasm"));
         if !self.dir.is_dir() {
@@ -163,18 +194,21 @@ impl Place {
         }
         let _turn = self.take_turn()?;
         let mut notes = self.notes()?;
-        let was_noted = notes.plugins.remove(&file_name(&file)).is_some();
-        if was_noted {
-            self.put_notes(&notes)?;
+        if notes.plugins.remove(&file_name(&file)).is_none() {
+            return Ok(false);
         }
         match std::fs::remove_file(&file) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(was_noted),
-            Err(error) => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("unable to remove '{}'", file.display()))
             }
+            _ => self.put_notes(&notes).map(|()| true),
         }
     }
+}
+
+/// A place that is not there, or that belongs to others, such as a server's directory with its keys.
+fn is_not_for_us(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied)
 }
 
 fn file_name(file: &Path) -> String {
@@ -185,7 +219,6 @@ fn file_name(file: &Path) -> String {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn only_what_was_confirmed_is_used() {
@@ -200,8 +233,10 @@ mod tests {
         fs::write(&other, b"").unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(place.check(&other, "11").unwrap_err().to_string().contains("was not installed"));
+        assert!(!place.remove("other").unwrap() && other.exists());
         place.install("x", b"two", "22").unwrap();
         place.check(&file, "22").unwrap();
+        assert!(place.check(&file, "11").is_err());
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
         assert!(place.check(&file, "22").unwrap_err().to_string().contains("others may change"));
         assert!(place.remove("x").unwrap() && !place.remove("x").unwrap() && !file.exists());
