@@ -178,7 +178,6 @@ struct Emitter {
 /// Files in a row whose content lies in a row in the previous archive. Where it lies now is written into
 /// their entries once it is known.
 struct Run {
-    start: u64,
     end: u64,
     files: Vec<Unchanged>,
     /// directories that they are in, which stay open
@@ -602,8 +601,7 @@ impl Walk {
         let word = self.out.position() + HEADER_BYTES;
         encode::payload_ref(&mut self.out.buffer, 0, size);
         self.out.is_held = true;
-        let run =
-            self.run.get_or_insert(Run { start: at, end: at, files: Vec::new(), directories: 0 });
+        let run = self.run.get_or_insert(Run { end: at, files: Vec::new(), directories: 0 });
         if run.files.last().is_none_or(|last| !Rc::ptr_eq(&last.place, &place)) {
             run.directories += 1;
         }
