@@ -10,11 +10,13 @@ pub use bindings::keepwell::archive::archive_sink::{
     Chunking, Extent, Omission, Reused, Stream, catalog_add, catalog_enter, catalog_leave,
     catalog_open, open_stream, skipped,
 };
+pub use bindings::keepwell::archive::commands::{Argument, Process};
 pub use bindings::keepwell::archive::filesystem::{
     Directory, Examined, File, Identity, Listed, Opened,
 };
 pub use bindings::keepwell::archive::patterns::{PatternList, Verdict};
 pub use bindings::keepwell::archive::random_access::Bytes;
+pub use bindings::keepwell::archive::{paths, scratch, surroundings};
 
 pub use bindings::exports::keepwell::archive::about::{ArchiveType, Info, OriginKind};
 

@@ -68,7 +68,8 @@ pub mod single;
 
 pub use bindings::archive::keepwell::types::log::Level;
 pub use bindings::archive::keepwell::types::types::{
-    EntryKind, ExtendedAttribute, Failure, Metadata, OptionKind, OptionSpec, OptionValue, Timestamp,
+    Capability, EntryKind, ExtendedAttribute, Failure, Metadata, OptionKind, OptionSpec,
+    OptionValue, Timestamp,
 };
 
 /// The metadata of an entry of which only the kind is known.

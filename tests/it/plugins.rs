@@ -226,7 +226,7 @@ fn settings_count_where_nothing_else_is_said() {
     write("plugins.pxar.options.exclude-larger-than = 'much'");
     run("version").says("config.toml': plugins.pxar.options.exclude-larger-than: ");
     write("plugins.pxr.options.exclude = 'x'");
-    ok("version").says("there is no plugin 'pxr'");
+    ok("version").says("the settings are about plugin 'pxr', and there is none");
     write("plugins.pxar.options.exclude-larger-than = ['1', '2']");
     run("version").says("takes one value");
     write("archive-types.pxar = 'other'");
@@ -244,4 +244,187 @@ fn settings_count_where_nothing_else_is_said() {
     // Nobody else may say what plugins do.
     mode(0o666);
     ok("version").says("the settings are not used: others may change");
+}
+
+/// A world with a plugin of the tests and settings for it.
+struct Granted {
+    world: World,
+}
+
+impl Granted {
+    fn new(number: usize, settings: &str) -> Self {
+        let world = World::new();
+        let (name, bytes) = keepwell_test_guests::COMPONENTS[number];
+        world.write(&format!("plugins/{name}.wasm"), bytes);
+        world.write("config/keepwell/config.toml", settings);
+        let config = world.path("config/keepwell/config.toml");
+        fs::set_permissions(config, fs::Permissions::from_mode(0o644)).unwrap();
+        Self { world }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let mut command = self.world.command();
+        for (name, dir) in [("XDG_CONFIG_HOME", "config"), ("KEEPWELL_PLUGIN_PATH", "plugins")] {
+            command.env(name, self.world.path(dir));
+        }
+        fs::create_dir_all(self.world.path("tmp")).unwrap();
+        command.env("TMPDIR", self.world.path("tmp")).env("PROBE", "of the environment");
+        Run::from(command.args(arguments).output().unwrap())
+    }
+
+    /// What probes get, and what the user is told.
+    fn probe(&self, probes: &[&str]) -> (Vec<String>, String) {
+        self.world.write("file", "");
+        let _ = fs::remove_dir_all(self.world.path("repo/host"));
+        let mut arguments = vec!["backup", "a.probe:file", "--backup-id", "me"];
+        probes.iter().for_each(|probe| arguments.extend(["--probe", probe]));
+        let told = self.run(&arguments).assert_ok("probes").stderr;
+        let got = self.run(&["restore", "host/me", "a.probe", "-"]).assert_ok("restore").stdout;
+        (got.lines().map(str::to_owned).collect(), told)
+    }
+}
+
+const PROBES: [&str; 8] = [
+    "read /etc/passwd",
+    "list /etc",
+    "run exit 0",
+    "other env",
+    "variable PROBE",
+    "clock",
+    "random",
+    "scratch echo x",
+];
+
+#[test]
+fn nothing_is_had_without_a_grant() {
+    let granted = Granted::new(2, "");
+    let (got, told) = granted.probe(&PROBES);
+    assert_eq!(got.len(), PROBES.len());
+    for line in got {
+        assert!(line.contains("plugin 'prober' may not have "), "{line}");
+    }
+    assert!(told.contains("may not have to read '/etc/passwd': it takes"), "{told}");
+    assert!(told.contains("plugins.prober.grants.run = ['sh']"), "{told}");
+}
+
+#[test]
+fn what_is_asked_for_and_granted_is_had() {
+    let granted = Granted::new(
+        2,
+        "[plugins.prober.grants]\nread = ['/srv']\nrun = ['sh', 'env']\nclock = true\nrandom = true\n\
+         environment = ['PROBE']\nscratch = '1KiB'\n",
+    );
+    let (dir, world) = (granted.world.path("data"), &granted.world);
+    world.write("data/in/file", "inside");
+    world.write("outside", "outside");
+    std::os::unix::fs::symlink("../../outside", dir.join("in/link")).unwrap();
+    let settings = fs::read_to_string(world.path("config/keepwell/config.toml")).unwrap();
+    let settings = settings.replace("/srv", &dir.to_string_lossy());
+    fs::write(world.path("config/keepwell/config.toml"), settings).unwrap();
+    let inside = |rest: &str| format!("{}/{rest}", dir.display());
+    let (file, link) = (inside("in/file"), inside("in/link"));
+    let (climbing, own) = (inside("../outside"), dir.display());
+    let (got, told) = granted.probe(&[
+        &format!("read {file}"),
+        &format!("list {own}"),
+        &format!("read {link}"),
+        &format!("read {climbing}"),
+        &format!("read {}", world.path("outside").display()),
+        "run exit 0",
+        "run echo complaint >&2; exit 3",
+        "run test -z \"$PBS_REPOSITORY\" && test -n \"$PROBE\"",
+        "other env",
+        "variable PROBE",
+        "variable HOME",
+        "random",
+        "scratch printf short",
+        "scratch seq 1000",
+        "escape ../../etc/passwd",
+    ]);
+    assert_eq!(got[0..2], ["inside", "in"]);
+    for line in &got[2..5] {
+        assert!(!line.contains("outside") || line.contains("may not"), "{got:?}");
+    }
+    assert_eq!(got[5], "ended well");
+    assert!(got[6].contains("exit status: 3"), "{got:?}");
+    assert!(told.contains("sh: complaint"), "{told}");
+    assert_eq!(got[7], "ended well", "only what is granted of the environment");
+    assert!(got[8].contains("may not have to run 'env'"), "it did not ask for that: {got:?}");
+    assert_eq!(got[9], "of the environment");
+    assert!(got[10].contains("may not have"), "{got:?}");
+    assert_eq!(got[11..13], ["16", "short"]);
+    assert!(got[13].contains("more than 1024 bytes"), "{got:?}");
+    assert!(!got[14].contains("root"), "{got:?}");
+    let (got, _) = granted.probe(&["clock"]);
+    assert!(got[0].parse::<u64>().unwrap() > 1_700_000_000);
+    assert_eq!(fs::read_dir(world.path("tmp")).unwrap().count(), 0, "scratch space is removed");
+}
+
+#[test]
+fn a_command_is_backed_up() {
+    let granted = Granted::new(3, "plugins.dump.grants.run = ['sh']\n");
+    let world = &granted.world;
+    world.write("app.dump", "# a script\nsh\n-c\nseq 100000\n");
+    granted.run(&["backup", "app.dump:app.dump", "--backup-id", "me"]).assert_ok("backup");
+    let out = granted.run(&["restore", "host/me", "app.dump", "-"]).assert_ok("restore").stdout;
+    assert_eq!(out.lines().count(), 100_000);
+    granted.run(&["restore", "host/me", "app.dump", "out"]).assert_ok("restore into a file");
+    assert_eq!(fs::read_to_string(world.path("out")).unwrap(), out);
+    // Half a dump is none, and neither is one that may not be made.
+    for (text, told) in [
+        ("sh\n-c\necho half; exit 1\n", "'sh' failed: exit status: 1"),
+        ("seq\n3\n", "may not have to run 'seq'"),
+        ("# nothing\n", "the file names no command"),
+    ] {
+        world.write("app.dump", text);
+        let failed = granted.run(&["backup", "app.dump:app.dump", "--backup-id", "other"]);
+        failed.assert_failed(text);
+        failed.says(told);
+    }
+    assert!(!granted.run(&["list"]).stdout.contains("other"));
+}
+
+#[test]
+fn a_database_in_use_is_backed_up() {
+    if std::process::Command::new("sqlite3").arg("--version").output().is_err() {
+        return crate::support::skipped("it takes the sqlite3 program");
+    }
+    let granted =
+        Granted::new(4, "[plugins.sqlite.grants]\nrun = ['sqlite3']\nscratch = '100MiB'\n");
+    let world = &granted.world;
+    let sqlite = |database: &str, script: &str| {
+        let output = std::process::Command::new("sqlite3")
+            .args([&world.path(database).into_os_string(), &script.into()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    sqlite("app.db", "PRAGMA journal_mode=WAL; CREATE TABLE t(a, b);");
+    // A writer that never leaves the sum of a transaction half written.
+    let database = world.path("app.db");
+    let writer = std::thread::spawn(move || {
+        for round in 0..40 {
+            let script = format!(
+                ".timeout 60000\nBEGIN; INSERT INTO t VALUES({round}, zeroblob(20000)); INSERT INTO t \
+                 VALUES(-{round}, zeroblob(20000)); COMMIT;"
+            );
+            let ran = std::process::Command::new("sqlite3").arg(&database).arg(script).output();
+            assert!(ran.unwrap().status.success());
+        }
+    });
+    for number in 0..3 {
+        let id = format!("b{number}");
+        granted.run(&["backup", "app.sqlite:app.db", "--backup-id", &id]).assert_ok("backup");
+        let copy = format!("copy{number}");
+        let group = format!("host/{id}");
+        granted.run(&["restore", &group, "app.sqlite", &copy]).assert_ok("restore");
+        assert_eq!(sqlite(&copy, "PRAGMA integrity_check;"), "ok");
+        assert_eq!(sqlite(&copy, "SELECT total(a) = 0 AND count(*) % 2 = 0 FROM t;"), "1");
+    }
+    writer.join().unwrap();
+    world.write("no.db", "something else");
+    let wrong = granted.run(&["backup", "app.sqlite:no.db", "--backup-id", "no"]);
+    wrong.assert_failed("no database");
+    wrong.says("it is no SQLite database");
 }

@@ -16,6 +16,7 @@ impl Plugin for KeepWeekly {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Keeps one snapshot for each of the last weeks".into(),
             options: vec![OptionSpec { minimum: Some(1), ..weeks }],
+            capabilities: Vec::new(),
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::files::only_ours;
 use crate::plugins::Limits;
 use crate::terminal::xdg_config;
 use anyhow::{Context, Result, anyhow, bail};
-use std::collections::BTreeMap;
+use keepwell_engine::plugin::Capability;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -119,15 +120,53 @@ impl Config {
         })
     }
 
+    /// Of all plugins.
     pub(crate) fn limits(&self) -> Limits {
-        let mut limits = Limits::default();
-        if let Some(Ok(bytes)) = self.text(&["limits", "memory"]).map(bytes_of) {
+        self.limits_at(&[], Limits::default())
+    }
+
+    /// Of one.
+    pub(crate) fn limits_of(&self, plugin: &str) -> Limits {
+        self.limits_at(&["plugins", plugin], self.limits())
+    }
+
+    fn limits_at(&self, at: &[&str], mut limits: Limits) -> Limits {
+        let get = |name| self.get(&[at, &["limits", name]].concat());
+        if let Some(Ok(bytes)) = get("memory").and_then(Value::as_str).map(bytes_of) {
             limits.memory_bytes_max = bytes;
         }
-        if let Some(seconds) = self.get(&["limits", "call-seconds"]).and_then(Value::as_integer) {
+        if let Some(seconds) = get("call-seconds").and_then(Value::as_integer) {
             limits.call_time_max = Duration::from_secs(seconds.unsigned_abs());
         }
         limits
+    }
+
+    /// What a plugin may have if it asks for it.
+    pub(crate) fn grants_of(&self, plugin: &str) -> Vec<Capability> {
+        let get = |name| self.get(&["plugins", plugin, "grants", name]);
+        let all = |name, capability: fn(String) -> Capability| {
+            get(name).map(texts).unwrap_or_default().into_iter().map(capability)
+        };
+        let mut grants: Vec<Capability> = all("read", Capability::Read)
+            .chain(all("run", Capability::Run))
+            .chain(all("environment", Capability::Environment))
+            .collect();
+        let is_true = |name| get(name).and_then(Value::as_bool) == Some(true);
+        grants.extend(is_true("clock").then_some(Capability::Clock));
+        grants.extend(is_true("random").then_some(Capability::Random));
+        let scratch = get("scratch").and_then(Value::as_str);
+        let scratch = scratch.and_then(|size| keepwell_model::size::parse(size).ok());
+        grants.extend(scratch.map(Capability::Scratch));
+        grants
+    }
+
+    /// Plugins of which the settings say something.
+    pub(crate) fn plugins(&self) -> BTreeSet<&str> {
+        let of_plugins = self.settings.keys().filter_map(|key| match &key[..] {
+            [first, plugin, ..] if first == "plugins" => Some(plugin.as_str()),
+            _ => None,
+        });
+        of_plugins.collect()
     }
 
     /// What is said of plugins' options.
@@ -230,14 +269,16 @@ fn check(key: &[String], value: &Value) -> Result<()> {
     };
     match &key[..] {
         ["policy" | "output-format"] | ["archive-types", _] => is_text(value),
-        ["limits", "memory"] => {
+        ["limits", "memory"] | ["plugins", _, "limits", "memory"] => {
             is_text(value)?;
             bytes_of(value.as_str().unwrap_or_default()).map(|_| ())
         }
-        ["limits", "call-seconds"] => match value.as_integer() {
-            Some(1..=86_400) => Ok(()),
-            _ => bail!("{value} is no whole number from 1 to 86400"),
-        },
+        ["limits", "call-seconds"] | ["plugins", _, "limits", "call-seconds"] => {
+            match value.as_integer() {
+                Some(1..=86_400) => Ok(()),
+                _ => bail!("{value} is no whole number from 1 to 86400"),
+            }
+        }
         ["plugins", _, "options", _] => {
             let is_plain = |value: &Value| {
                 matches!(value, Value::String(_) | Value::Integer(_) | Value::Boolean(_))
@@ -248,7 +289,33 @@ fn check(key: &[String], value: &Value) -> Result<()> {
                 _ => bail!("{value} is no value of an option"),
             }
         }
+        ["plugins", _, "grants", grant] => check_grant(grant, value),
         _ => bail!("there is no such setting"),
+    }
+}
+
+fn check_grant(grant: &str, value: &Value) -> Result<()> {
+    match (grant, value) {
+        ("read" | "run" | "environment", Value::Array(values)) => {
+            let wrong = values.iter().find(|value| {
+                let text = value.as_str().unwrap_or_default();
+                text.is_empty() || (grant == "read" && !text.starts_with('/'))
+            });
+            match (wrong, grant) {
+                (None, _) => Ok(()),
+                (Some(value), "read") => bail!("{value} is no absolute path"),
+                (Some(value), _) => bail!("{value} is no name"),
+            }
+        }
+        ("read" | "run" | "environment", _) => bail!("{value} is no list of texts"),
+        ("clock" | "random", Value::Boolean(_)) => Ok(()),
+        ("clock" | "random", _) => bail!("{value} is neither true nor false"),
+        ("scratch", Value::String(size)) => match keepwell_model::size::parse(size) {
+            Ok(_) => Ok(()),
+            Err(problem) => bail!("{problem}"),
+        },
+        ("scratch", _) => bail!("{value} is no size such as '1GiB'"),
+        _ => bail!("there is no such grant: use read, run, environment, clock, random or scratch"),
     }
 }
 
@@ -289,6 +356,23 @@ mod tests {
     }
 
     #[test]
+    fn plugins_have_grants_and_limits_of_their_own() {
+        let text = "limits.call-seconds = 3\n[plugins.x]\nlimits.memory = '64MiB'\n\
+                    [plugins.x.grants]\nread = ['/srv']\nrun = ['a', 'b']\nclock = true\n\
+                    random = false\nscratch = '1KiB'\n";
+        let config = config(&[text]).unwrap();
+        let run = |program: &str| Capability::Run(program.into());
+        let read = Capability::Read("/srv".into());
+        let expected = [read, run("a"), run("b"), Capability::Clock, Capability::Scratch(1024)];
+        assert_eq!(config.grants_of("x"), expected);
+        assert!(config.grants_of("y").is_empty());
+        let (x, y) = (config.limits_of("x"), config.limits_of("y"));
+        assert_eq!((x.memory_bytes_max, x.call_time_max), (64 << 20, Duration::from_secs(3)));
+        assert_eq!(y.memory_bytes_max, Limits::default().memory_bytes_max);
+        assert_eq!(config.plugins(), BTreeSet::from(["x"]));
+    }
+
+    #[test]
     fn mistakes_are_told_with_file_and_key() {
         for (text, told) in [
             ("policy = 3", "'/0': policy: 3 is no text"),
@@ -300,6 +384,12 @@ mod tests {
             ("plugins.x.options.y = 1.5", "no value of an option"),
             ("plugins.x.options.y = [[1]]", "no value of an option"),
             ("plugins.x.other = 1", "no such setting"),
+            ("plugins.x.grants.read = ['etc']", "no absolute path"),
+            ("plugins.x.grants.run = 'sh'", "no list of texts"),
+            ("plugins.x.grants.clock = 1", "neither true nor false"),
+            ("plugins.x.grants.scratch = 'much'", "plugins.x.grants.scratch: "),
+            ("plugins.x.grants.all = true", "no such grant"),
+            ("plugins.x.limits.memory = '1'", "not between 1MiB and 4GiB"),
         ] {
             let problem = config(&[text]).err().unwrap().to_string();
             assert!(problem.contains(told), "{text}: {problem}");

@@ -8,7 +8,7 @@ use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
 use keepwell_engine::plugin::{ArchiveType, OptionKind, OptionSpec, OriginKind};
 pub(crate) use keepwell_wasm::Limits;
-use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Runtime};
+use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Rights, Runtime};
 use places::{Place, Trust};
 use std::path::{Path, PathBuf};
 
@@ -102,11 +102,19 @@ impl Plugins {
 
     /// What the settings say of options counts where nothing is given.
     fn configure(&mut self) -> Result<()> {
+        for Loaded { plugin, info, .. } in &self.all {
+            let rights = Rights::of(&info.capabilities, &self.config.grants_of(&info.name));
+            plugin.allow(&info.name, rights, self.config.limits_of(&info.name));
+        }
+        for name in self.config.plugins() {
+            if !self.all.iter().any(|loaded| loaded.info.name == name) {
+                tracing::warn!("the settings are about plugin '{name}', and there is none");
+            }
+        }
         for setting in self.config.options() {
             let mut named =
                 self.all.iter_mut().filter(|loaded| loaded.info.name == setting.plugin).peekable();
             if named.peek().is_none() {
-                tracing::warn!("{setting}: there is no plugin '{}'", setting.plugin);
                 continue;
             }
             let options = named.flat_map(|loaded| &mut loaded.options);

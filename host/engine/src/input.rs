@@ -9,13 +9,13 @@ use crate::plugin::{EntryKind, Failure, Metadata, Timestamp};
 use crate::report::shown_path;
 use attributes::{ChildName, Probes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where an inode lives.
@@ -100,7 +100,14 @@ impl Directory {
     /// The directory that the user named; a symbolic link to one is followed.
     pub fn open_root(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Self::from_fd(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+
+    /// A directory that is open.
+    pub fn from_fd(fd: OwnedFd) -> std::io::Result<Self> {
+        if kind_of(rustix::fs::fstat(&fd)?.st_mode) != EntryKind::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
         let place = Arc::new(Place { parent: None, name: Vec::new() });
         Ok(Self { fd, place, probes: Arc::default(), names: None, hidden: None })
     }
@@ -250,7 +257,12 @@ impl InputFile {
     pub fn open_named(path: &Path) -> std::io::Result<Self> {
         // A pipe whose other end nobody has opened is waited for where it is read.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        Self::from_fd(rustix::fs::open(path, flags, Mode::empty())?, path)
+    }
+
+    /// A file, block device or pipe that is open.
+    pub fn from_fd(fd: OwnedFd, path: &Path) -> std::io::Result<Self> {
+        let file = File::from(fd);
         let stat = rustix::fs::fstat(&file)?;
         let kind = kind_of(stat.st_mode);
         let size = match kind {
@@ -324,10 +336,27 @@ impl InputFile {
         self.place.parent.is_none()
     }
 
+    /// Where it lies on this machine.
+    pub fn full_path(&self) -> std::io::Result<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
     /// From the root, for messages.
     pub fn path(&self) -> Vec<u8> {
         self.place.path()
     }
+}
+
+/// Opens what lies below a directory, or the directory itself for an empty path, to be read. No link and no
+/// ".." leads out of it.
+pub fn open_beneath(root: &Path, path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    if path.as_os_str().is_empty() {
+        return Ok(rustix::fs::open(root, flags, Mode::empty())?);
+    }
+    let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?)
 }
 
 /// One component, so that nothing outside of the handle can be reached.

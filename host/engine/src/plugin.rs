@@ -114,6 +114,33 @@ pub struct OptionSpec {
     pub choices: Vec<String>,
 }
 
+/// What a plugin asks for, or is granted, beyond what every plugin may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capability {
+    /// an absolute path, and what lies below it
+    Read(String),
+    Run(String),
+    Environment(String),
+    Clock,
+    Random,
+    /// bytes
+    Scratch(u64),
+}
+
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Read(path) => write!(f, "read {path}"),
+            Self::Run(program) => write!(f, "run {program}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Clock => f.write_str("clock"),
+            Self::Random => f.write_str("random"),
+            Self::Scratch(bytes) => write!(f, "scratch {bytes} bytes"),
+        }
+    }
+}
+
 /// An option as given, checked against its spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionValue {

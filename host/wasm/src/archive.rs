@@ -1,6 +1,8 @@
 //! Sources and readers of contract 0.1: the host's functions, and the engine's seams over exports.
 
+mod capabilities;
 mod host;
+pub(crate) mod process;
 
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::exports::keepwell::archive::{about, reader, source};
@@ -48,7 +50,8 @@ pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
         .map_err(|error| plugin.unusable(&error))?;
     let described = guest.call_describe(&mut store);
     let given = described.map_err(|error| trap(&mut store, &error))?;
-    let mut described = info(given.name, given.version, given.summary, given.options);
+    let mut described =
+        info(given.name, given.version, given.summary, given.options, given.capabilities);
     described.archive_types = given.archive_types.into_iter().map(Into::into).collect();
     Ok(described)
 }

@@ -17,6 +17,7 @@ pub(crate) mod archive {
             "keepwell:archive/patterns.pattern-list": crate::state::PatternHandle,
             "keepwell:archive/archive-sink.stream": crate::state::StreamHandle,
             "keepwell:archive/random-access.bytes": crate::state::BytesHandle,
+            "keepwell:archive/commands.process": crate::state::ProcessHandle,
         },
     });
 }

@@ -26,7 +26,7 @@ pub struct CodeCache {
 const CHECKSUM_BYTES: usize = 32;
 
 /// Raised when the form of [`PluginInfo`] changes.
-const INFO_VERSION: u32 = 4;
+const INFO_VERSION: u32 = 5;
 
 impl CodeCache {
     /// Opens or makes the directory; none where it is not private.

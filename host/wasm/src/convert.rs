@@ -7,8 +7,8 @@ use crate::bindings::archive::keepwell::archive::filesystem;
 use crate::bindings::archive::keepwell::types::types as wit;
 use keepwell_engine::input::{Examined, Listed};
 use keepwell_engine::plugin::{
-    ArchiveType, Content, Entry, EntryKind, Event, Extent, Failure, Metadata, Node, OptionKind,
-    OptionSpec, OptionValue, OriginKind, Timestamp,
+    ArchiveType, Capability, Content, Entry, EntryKind, Event, Extent, Failure, Metadata, Node,
+    OptionKind, OptionSpec, OptionValue, OriginKind, Timestamp,
 };
 use keepwell_engine::report::Omission;
 
@@ -187,6 +187,19 @@ impl From<wit::OptionSpec> for OptionSpec {
     }
 }
 
+impl From<wit::Capability> for Capability {
+    fn from(capability: wit::Capability) -> Self {
+        match capability {
+            wit::Capability::Read(path) => Self::Read(path),
+            wit::Capability::Run(program) => Self::Run(program),
+            wit::Capability::Environment(name) => Self::Environment(name),
+            wit::Capability::Clock => Self::Clock,
+            wit::Capability::Random => Self::Random,
+            wit::Capability::Scratch(bytes) => Self::Scratch(bytes),
+        }
+    }
+}
+
 pub(crate) fn option_values(options: Vec<OptionValue>) -> Vec<wit::OptionValue> {
     options.into_iter().map(|o| wit::OptionValue { name: o.name, value: o.value }).collect()
 }
@@ -208,12 +221,14 @@ pub(crate) fn info(
     version: String,
     summary: String,
     options: Vec<wit::OptionSpec>,
+    capabilities: Vec<wit::Capability>,
 ) -> PluginInfo {
     PluginInfo {
         name,
         version,
         summary,
         options: options.into_iter().map(OptionSpec::from).collect(),
+        capabilities: capabilities.into_iter().map(Capability::from).collect(),
         archive_types: Vec::new(),
         formats: Vec::new(),
         is_source: false,

@@ -22,7 +22,7 @@ impl WasmFormatter {
     pub(crate) fn new(plugin: &Plugin) -> Result<Self, LoadError> {
         let (store, bindings) =
             limited(plugin, |store, code, linker| Bindings::instantiate(store, code, linker))?;
-        let output_bytes_max = plugin.runtime().limits().output_bytes_max;
+        let output_bytes_max = plugin.limits().output_bytes_max;
         Ok(Self { store, bindings, output_bytes_max, plugin: plugin.name().to_owned() })
     }
 }
@@ -31,7 +31,8 @@ pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
     let WasmFormatter { mut store, bindings, .. } = WasmFormatter::new(plugin)?;
     let described = bindings.keepwell_formatter_about().call_describe(&mut store);
     let given = described.map_err(|error| trap(&mut store, &error))?;
-    let mut described = info(given.name, given.version, given.summary, given.options);
+    let mut described =
+        info(given.name, given.version, given.summary, given.options, given.capabilities);
     described.formats = given.formats;
     Ok(described)
 }

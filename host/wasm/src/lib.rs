@@ -11,13 +11,16 @@ mod cache;
 mod convert;
 mod formatter;
 mod retention;
+mod rights;
 mod state;
 
 pub use cache::CodeCache;
+pub use rights::Rights;
 
 use keepwell_engine::Cancel;
 use keepwell_engine::plugin::{
-    ArchiveType, Failure, Formatter, OptionKind, OptionSpec, Reader, RetentionPolicy, Source,
+    ArchiveType, Capability, Failure, Formatter, OptionKind, OptionSpec, Reader, RetentionPolicy,
+    Source,
 };
 use keepwell_engine::report::Report;
 use serde::{Deserialize, Serialize};
@@ -70,6 +73,7 @@ pub struct PluginInfo {
     pub version: String,
     pub summary: String,
     pub options: Vec<OptionSpec>,
+    pub capabilities: Vec<Capability>,
     pub archive_types: Vec<ArchiveType>,
     pub formats: Vec<String>,
     pub is_source: bool,
@@ -84,6 +88,11 @@ impl PluginInfo {
         for option in other.options {
             if self.options.iter().all(|known| known.name != option.name) {
                 self.options.push(option);
+            }
+        }
+        for capability in other.capabilities {
+            if !self.capabilities.contains(&capability) {
+                self.capabilities.push(capability);
             }
         }
         self.archive_types.extend(other.archive_types);
@@ -178,10 +187,6 @@ impl Runtime {
         &self.shared.engine
     }
 
-    pub(crate) fn limits(&self) -> Limits {
-        self.shared.limits
-    }
-
     /// Epochs pass from now on, as long as the engine lives.
     pub(crate) fn start_ticker(&self) {
         self.shared.ticker.get_or_init(|| {
@@ -200,7 +205,8 @@ impl Runtime {
     pub fn plugin(&self, name: &str, bytes: &'static [u8]) -> Plugin {
         let hash = hex::encode(Sha256::digest(bytes));
         let (runtime, name) = (self.clone(), name.to_owned());
-        Plugin { inner: Arc::new(Inner { runtime, name, bytes, hash, code: OnceLock::new() }) }
+        let (code, allowed) = (OnceLock::new(), OnceLock::new());
+        Plugin { inner: Arc::new(Inner { runtime, name, bytes, hash, code, allowed }) }
     }
 }
 
@@ -216,11 +222,21 @@ struct Inner {
     bytes: &'static [u8],
     hash: String,
     code: OnceLock<Component>,
+    allowed: OnceLock<Allowed>,
+}
+
+/// What the administrator says of a plugin.
+struct Allowed {
+    /// what the plugin calls itself
+    name: String,
+    rights: Rights,
+    limits: Limits,
 }
 
 impl Plugin {
+    /// What it calls itself, once that is known; before that where it comes from.
     pub fn name(&self) -> &str {
-        &self.inner.name
+        self.inner.allowed.get().map_or(&self.inner.name, |allowed| &allowed.name)
     }
 
     /// Of the component, in hexadecimal digits.
@@ -327,6 +343,19 @@ impl Plugin {
 
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.inner.runtime
+    }
+
+    /// Says once what its instances may do and use, from then on. Before that they have no rights.
+    pub fn allow(&self, name: &str, rights: Rights, limits: Limits) {
+        let _ = self.inner.allowed.set(Allowed { name: name.to_owned(), rights, limits });
+    }
+
+    pub(crate) fn rights(&self) -> Rights {
+        self.inner.allowed.get().map(|allowed| allowed.rights.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.inner.allowed.get().map_or(self.inner.runtime.shared.limits, |allowed| allowed.limits)
     }
 }
 

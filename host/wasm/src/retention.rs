@@ -25,7 +25,7 @@ pub(crate) fn describe(plugin: &Plugin) -> Result<PluginInfo, LoadError> {
     let WasmPolicy { mut store, bindings } = WasmPolicy::new(plugin)?;
     let described = bindings.keepwell_retention_about().call_describe(&mut store);
     let given = described.map_err(|error| trap(&mut store, &error))?;
-    Ok(info(given.name, given.version, given.summary, given.options))
+    Ok(info(given.name, given.version, given.summary, given.options, given.capabilities))
 }
 
 impl RetentionPolicy for WasmPolicy {

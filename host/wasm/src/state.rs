@@ -2,9 +2,10 @@
 
 #![allow(unreachable_pub, reason = "generated code re-exports the handles")]
 
+use crate::archive::process::{Process, Teller};
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::keepwell::types::log;
-use crate::{Limits, LoadError, Plugin, Runtime};
+use crate::{Limits, LoadError, Plugin, Rights, Runtime};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::input::{Directory, InputFile};
@@ -12,8 +13,10 @@ use keepwell_engine::pattern::PatternList;
 use keepwell_engine::plugin::Failure;
 use keepwell_engine::report::{Notice, Report};
 use keepwell_engine::sink::Sink;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
+use tempfile::TempDir;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
 
@@ -22,6 +25,7 @@ pub struct FileHandle(pub(crate) Arc<InputFile>);
 pub struct PatternHandle(pub(crate) PatternList);
 pub struct StreamHandle(pub(crate) u32);
 pub struct BytesHandle(pub(crate) Arc<dyn RandomAccess>);
+pub struct ProcessHandle(pub(crate) Process);
 
 /// The host's side of one instance.
 pub(crate) struct State {
@@ -31,6 +35,12 @@ pub(crate) struct State {
     /// there only while a source writes
     pub(crate) sink: Option<Sink>,
     report: Option<Report>,
+    pub(crate) rights: Rights,
+    pub(crate) cancel: Cancel,
+    /// made when it is first asked for
+    pub(crate) scratch: Option<TempDir>,
+    /// refusals that were told
+    refused: HashSet<String>,
     /// what the SDK's panic hook said
     panic: Option<String>,
     lines: u64,
@@ -78,12 +88,40 @@ impl ResourceLimiter for Limiter {
 
 /// A message longer than this is cut.
 const LINE_BYTES_MAX: usize = 4096;
+/// So many refusals are told.
+const REFUSALS_MAX: usize = 100;
 /// After so many lines a plugin is silent.
 const LINES_MAX: u64 = 10_000;
 
 impl State {
     pub(crate) fn sink(&mut self) -> Result<&mut Sink, Failure> {
         self.sink.as_mut().ok_or_else(|| Failure::Denied("no archive is being made".into()))
+    }
+
+    /// Something that the plugin may not do is told once, with what would allow it.
+    pub(crate) fn refused(&mut self, what: &str, key: &str, value: &str) -> Failure {
+        let plugin = &self.plugin;
+        let text = format!("plugin '{plugin}' may not have {what}");
+        if self.refused.len() < REFUSALS_MAX && self.refused.insert(text.clone()) {
+            let value = match key {
+                "read" | "run" | "environment" => format!("['{value}']"),
+                "scratch" => format!("'{value}'"),
+                _ => value.to_owned(),
+            };
+            let advice = format!(
+                "{text}: it takes `plugins.{plugin}.grants.{key} = {value}` in config.toml, if `keepwell plugin inspect` says that it asks for that"
+            );
+            self.teller()(one_line(&advice));
+        }
+        Failure::Denied(text)
+    }
+
+    /// Shows lines, from other threads as well.
+    pub(crate) fn teller(&self) -> Teller {
+        match self.report.clone() {
+            Some(report) => Box::new(move |line| report.notify(Notice::Warning(line))),
+            None => Box::new(|line| tracing::warn!("{line}")),
+        }
     }
 
     pub(crate) fn push<T: Send + 'static>(&mut self, handle: T) -> wasmtime::Result<Resource<T>> {
@@ -155,7 +193,7 @@ pub(crate) fn limited<Bindings>(
 /// A store with the plugin's limits.
 pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience) -> Store<State> {
     let runtime: &Runtime = plugin.runtime();
-    let Limits { memory_bytes_max, call_time_max, handles_max, .. } = runtime.limits();
+    let Limits { memory_bytes_max, call_time_max, handles_max, .. } = plugin.limits();
     runtime.start_ticker();
     let limits = StoreLimitsBuilder::new()
         .memory_size(memory_bytes_max)
@@ -173,6 +211,13 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         table,
         sink: None,
         report,
+        rights: plugin.rights(),
+        cancel: match &patience {
+            Patience::Until(cancel) => cancel.clone(),
+            Patience::Limited => Cancel::default(),
+        },
+        scratch: None,
+        refused: HashSet::new(),
         panic: None,
         lines: 0,
     };

@@ -16,6 +16,7 @@ impl Plugin for Blob {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Single small files: configuration and logs".into(),
             options: Vec::new(),
+            capabilities: Vec::new(),
             archive_types: vec![
                 archive_type("conf", "config file"),
                 archive_type("log", "log file"),

@@ -18,6 +18,7 @@ impl Plugin for Image {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Images of files and block devices".into(),
             options: Vec::new(),
+            capabilities: Vec::new(),
             archive_types: vec![ArchiveType {
                 extension: "img".into(),
                 origin: OriginKind::FileOrBlockDevice,

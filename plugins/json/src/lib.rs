@@ -13,6 +13,7 @@ impl Plugin for Json {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Prints results as JSON".into(),
             options: Vec::new(),
+            capabilities: Vec::new(),
             formats: vec!["json".into(), "json-pretty".into()],
         }
     }

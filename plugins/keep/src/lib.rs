@@ -46,6 +46,7 @@ impl Plugin for Keep {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Keeps the last, hourly, daily, weekly, monthly and yearly snapshots".into(),
             options: options.into(),
+            capabilities: Vec::new(),
         }
     }
 }

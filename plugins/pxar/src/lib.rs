@@ -61,6 +61,7 @@ impl Plugin for Pxar {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "File trees with all their metadata".into(),
             options,
+            capabilities: Vec::new(),
             archive_types: vec![ArchiveType {
                 extension: "pxar".into(),
                 origin: OriginKind::Directory,

@@ -18,6 +18,7 @@ impl Plugin for Table {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "Prints results as tables".into(),
             options: Vec::new(),
+            capabilities: Vec::new(),
             formats: vec!["text".into()],
         }
     }

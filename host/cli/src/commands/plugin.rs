@@ -6,9 +6,10 @@ use crate::plugins::places::Place;
 use crate::plugins::{Loaded, Plugins};
 use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
-use keepwell_engine::plugin::{Document, Layout};
-use keepwell_wasm::PluginInfo;
+use keepwell_engine::plugin::{Capability, Document, Layout};
+use keepwell_wasm::{PluginInfo, Rights};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -122,6 +123,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     let Loaded { plugin, info, .. } = &loaded;
     let interfaces = plugin.interfaces()?;
     let options: Vec<Value> = info.options.iter().map(option).collect();
+    let granted = Rights::of(&info.capabilities, &plugins.config().grants_of(&info.name)).list();
     let data = json!({
         "name": info.name,
         "version": info.version,
@@ -129,6 +131,9 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         "kinds": kinds(info),
         "serves": served(info),
         "options": options,
+        "capabilities": info.capabilities,
+        "granted": granted,
+        "contract": contract(&interfaces.exports),
         "imports": interfaces.imports,
         "exports": interfaces.exports,
         "size": plugin.bytes().len(),
@@ -143,10 +148,21 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         "" => format!("{} {}", info.name, info.version),
         summary => format!("{} {}: {summary}", info.name, info.version),
     }];
+    let told = |capabilities: &[Capability]| {
+        capabilities.iter().map(Capability::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let grants = match (info.capabilities.is_empty(), granted.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!("nothing: see [plugins.{}.grants] of config.toml", info.name),
+        (false, false) => told(&granted),
+    };
     let rows = [
         ("is:", words("kinds")),
         ("serves:", words("serves")),
         ("options:", flags.collect::<Vec<_>>().join(" ")),
+        ("asks for:", told(&info.capabilities)),
+        ("granted:", grants),
+        ("contract:", words("contract")),
         ("imports:", words("imports")),
         ("exports:", words("exports")),
         ("size:", format!("{} bytes", plugin.bytes().len())),
@@ -156,6 +172,16 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     lines.extend(rows.map(|(head, value)| format!("{head:<10}{value}")));
     print(plugins, matches, &crate::output::message(data, lines))?;
     Ok(loaded)
+}
+
+/// The versions of the contract that it was made for.
+fn contract(exports: &[String]) -> Vec<String> {
+    let version = |name: &String| {
+        let (package, _) = name.split_once('/')?;
+        Some(format!("{package}@{}", name.rsplit_once('@')?.1))
+    };
+    let versions: BTreeSet<String> = exports.iter().filter_map(version).collect();
+    versions.into_iter().collect()
 }
 
 fn option(spec: &keepwell_engine::plugin::OptionSpec) -> Value {

@@ -17,14 +17,14 @@ type Answer<T> = wasmtime::Result<Result<T, wit::Failure>>;
 
 /// Names and bytes handed out at once: a plugin can't make the host allocate more.
 const LIST_MAX: u32 = 16_384;
-const READ_BYTES_MAX: u32 = 1 << 20;
+pub(super) const READ_BYTES_MAX: u32 = 1 << 20;
 const OPEN_MAX: usize = 1024;
 const TOO_MANY: &str = "too many children at once";
 const PATTERNS_MAX: usize = 10_000;
 /// Longer paths and texts in a report are cut.
 const TEXT_BYTES_MAX: usize = 4096;
 
-fn answer<T>(outcome: Result<T, Failure>) -> Answer<T> {
+pub(super) fn answer<T>(outcome: Result<T, Failure>) -> Answer<T> {
     Ok(outcome.map_err(wit::Failure::from))
 }
 

@@ -13,6 +13,7 @@ impl Plugin for Hostile {
             version: "0.0.0".into(),
             summary: "Misbehaves".into(),
             options: vec![option("mode", OptionKind::Text, "How to misbehave")],
+            capabilities: Vec::new(),
         }
     }
 }
