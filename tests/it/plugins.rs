@@ -4,6 +4,7 @@
 use crate::support::{Run, World};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 #[test]
 fn compiled_code_is_cached_where_only_we_can_write() {
@@ -427,4 +428,81 @@ fn a_database_in_use_is_backed_up() {
     let wrong = granted.run(&["backup", "app.sqlite:no.db", "--backup-id", "no"]);
     wrong.assert_failed("no database");
     wrong.says("it is no SQLite database");
+}
+
+/// Where the examples lie.
+fn example(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name)
+}
+
+/// Runs a tool that makes a component; false where it is not there.
+fn made(command: &mut std::process::Command) -> bool {
+    match command.output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        made => {
+            let made = made.unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            true
+        }
+    }
+}
+
+#[test]
+fn a_policy_in_python_is_used() {
+    let world = World::new();
+    // It writes beside its source.
+    world.write("python/app.py", fs::read(example("python-spread/app.py")).unwrap());
+    fs::create_dir(world.path("plugins")).unwrap();
+    let contract = |package: &str| example("../wit").join(package);
+    let mut command = std::process::Command::new("componentize-py");
+    command.arg("-d").arg(contract("types")).arg("-d").arg(contract("retention"));
+    command.args(["-w", "keepwell:retention/retention-policy", "componentize", "app", "-o"]);
+    command.arg(world.path("plugins/spread.wasm")).current_dir(world.path("python"));
+    if !made(&mut command) {
+        return crate::support::skipped("it takes componentize-py");
+    }
+    world.write("file.conf", "x");
+    let day = 86_400;
+    let now = 1_700_000_000;
+    for age in [400, 300, 200, 100, 9, 8, 5, 4, 3, 2, 1, 0] {
+        let time = now - age * day;
+        world.ok(&format!("backup a.conf:file.conf --backup-id me --backup-time {time}"));
+    }
+    let run = |line: &str| run_with(&world, &[("KEEPWELL_PLUGIN_PATH", "plugins")], line);
+    assert!(run("prune --help").stdout.contains("--keep-spread"));
+    let line = "prune host/me --policy spread --keep-spread 3 --dry-run --output-format json";
+    let pruned = run(line).assert_ok(line).json();
+    let kept: Vec<i64> = pruned
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|item| item["keep"] == true)
+        .map(|item| (now - item["backup-time"].as_i64().unwrap()) / day)
+        .collect();
+    // All are years old by now: the newest.
+    assert_eq!(kept, [0], "{pruned}");
+    run("prune host/me --policy spread --keep-spread 0").says("minimum value of 1");
+}
+
+#[test]
+fn a_format_in_javascript_is_used() {
+    let world = World::new();
+    fs::create_dir(world.path("plugins")).unwrap();
+    let script = example("js-markdown/build.mjs");
+    if !example("js-markdown/node_modules").exists() {
+        return crate::support::skipped("it takes `npm ci` in examples/js-markdown");
+    }
+    let mut command = std::process::Command::new("node");
+    if !made(command.arg(script).arg(world.path("plugins/markdown.wasm"))) {
+        return crate::support::skipped("it takes node");
+    }
+    world.write("file.conf", "x");
+    world.ok("backup a.conf:file.conf --backup-id me --backup-time 1000");
+    let run = |line: &str| run_with(&world, &[("KEEPWELL_PLUGIN_PATH", "plugins")], line);
+    let listed = run("list --output-format markdown").assert_ok("list").stdout;
+    let expected = "| group | last snapshot | backup-count | files |\n| :-- | :-- | --: | :-- |\n\
+                    | host/me | host/me/1970-01-01T00:16:40Z | 1 | a.conf index.json |\n";
+    assert_eq!(listed, expected);
+    run("list --output-format markup").says("use one of markdown, ");
+    assert!(run("list --help").stdout.contains("markdown"));
 }

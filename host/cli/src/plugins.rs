@@ -155,7 +155,7 @@ impl Plugins {
         };
         for file in files {
             // Nothing of it runs before it is known to be the one that was confirmed.
-            let loaded = self.read_file(&file).and_then(|plugin| {
+            let loaded = self.runtime.plugin_file(&file).map_err(Into::into).and_then(|plugin| {
                 place.check(&file, plugin.sha256())?;
                 Loaded::of_file(plugin, &file)
             });
@@ -199,17 +199,7 @@ impl Plugins {
 
     /// A component that is not among them.
     pub(crate) fn load_file(&self, file: &Path) -> Result<Loaded> {
-        Loaded::of_file(self.read_file(file)?, file)
-    }
-
-    fn read_file(&self, file: &Path) -> Result<Plugin> {
-        let shown = file.display();
-        let bytes =
-            read_plugin(file).with_context(|| format!("unable to read plugin '{shown}'"))?;
-        // Plugins live as long as the process.
-        let bytes: &'static [u8] = bytes.leak();
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(self.runtime.plugin(&name, bytes))
+        Loaded::of_file(self.runtime.plugin_file(file)?, file)
     }
 
     /// With one more, that comes before the others. Fails where the settings do not agree with it.
@@ -307,21 +297,4 @@ impl Plugins {
         }
         options
     }
-}
-
-/// Larger components are none.
-const PLUGIN_BYTES_MAX: u64 = 256 << 20;
-
-fn read_plugin(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    // Not opened before it is known to be a file: opening a pipe would wait.
-    if !std::fs::metadata(path)?.is_file() {
-        bail!("it is no regular file");
-    }
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(PLUGIN_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > PLUGIN_BYTES_MAX {
-        bail!("it has more than 256 MiB");
-    }
-    Ok(bytes)
 }

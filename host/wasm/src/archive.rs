@@ -8,7 +8,7 @@ use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::exports::keepwell::archive::{about, reader, source};
 use crate::convert::{entry, event, guest_node, info, option_values};
 use crate::state::{BytesHandle, DirectoryHandle, FileHandle, Patience, State, store, trap};
-use crate::{LoadError, Plugin, PluginInfo};
+use crate::{LoadError, Plugin, PluginInfo, wasi};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::plugin::{
@@ -26,6 +26,7 @@ fn link(plugin: &Plugin) -> Result<InstancePre<State>, LoadError> {
     let component = plugin.component()?;
     let mut linker = Linker::new(plugin.runtime().engine());
     ArchivePlugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+        .and_then(|()| wasi::link(&mut linker, component, plugin.runtime().engine()))
         .and_then(|()| linker.instantiate_pre(component))
         .map_err(|error| plugin.unusable(&error))
 }

@@ -8,7 +8,7 @@
 
 use crate::PluginInfo;
 use sha2::{Digest, Sha256};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -24,6 +24,9 @@ pub struct CodeCache {
 
 /// At the end of each file stands a SHA-256.
 const CHECKSUM_BYTES: usize = 32;
+
+/// Clocks of file systems are finer.
+const TICK_SECONDS: i64 = 2;
 
 /// Raised when the form of [`PluginInfo`] changes.
 const INFO_VERSION: u32 = 5;
@@ -87,6 +90,33 @@ impl CodeCache {
         }
     }
 
+    /// Which SHA-256 a file had when it was last read, unless it may have changed since.
+    pub(crate) fn load_hash(&self, file: &Path, metadata: &Metadata) -> Option<String> {
+        let note = self.hash_file(file, metadata);
+        let noted = fs::metadata(&note).ok().filter(|_| is_private(&note, 0o022))?;
+        // A change within the same tick of the file system's clock would not show.
+        let age = noted.mtime().checked_sub(metadata.ctime())?;
+        let hash = String::from_utf8(read(&note)?).ok()?;
+        (age >= TICK_SECONDS).then_some(hash)
+    }
+
+    pub(crate) fn store_hash(&self, file: &Path, metadata: &Metadata, hash: &str) {
+        self.write(&self.hash_file(file, metadata), hash.as_bytes());
+    }
+
+    /// Named by all that a change would change.
+    fn hash_file(&self, file: &Path, metadata: &Metadata) -> PathBuf {
+        let mut name = Sha256::new().chain_update(file.as_os_str().as_encoded_bytes());
+        for number in [metadata.dev(), metadata.ino(), metadata.size()] {
+            name.update(number.to_le_bytes());
+        }
+        let (modified, changed) = (metadata.mtime_nsec(), metadata.ctime_nsec());
+        for number in [metadata.mtime(), modified, metadata.ctime(), changed] {
+            name.update(number.to_le_bytes());
+        }
+        self.dir.join(format!("{}.sha256", hex::encode(name.finalize())))
+    }
+
     /// Whole or not at all. A cache that can't be written is no error.
     fn write(&self, file: &Path, bytes: &[u8]) {
         let temporary = file.with_extension(format!("tmp{}", std::process::id()));
@@ -142,6 +172,25 @@ fn is_private(path: &Path, forbidden: u32) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_hash_is_known_until_the_file_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = CodeCache::open(&dir.path().join("cache")).unwrap();
+        let file = dir.path().join("plugin.wasm");
+        fs::write(&file, "one").unwrap();
+        let known = || cache.load_hash(&file, &fs::metadata(&file).unwrap());
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!(known(), None);
+        cache.store_hash(&file, &metadata, "11");
+        assert_eq!(known(), None, "too fresh");
+        let note = cache.hash_file(&file, &metadata);
+        let later = metadata.modified().unwrap() + std::time::Duration::from_secs(5);
+        fs::File::open(&note).unwrap().set_modified(later).unwrap();
+        assert_eq!(known().as_deref(), Some("11"));
+        fs::write(&file, "two").unwrap();
+        assert_eq!(known(), None);
+    }
 
     #[test]
     fn only_a_private_directory_is_used() {

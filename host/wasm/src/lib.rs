@@ -13,6 +13,7 @@ mod formatter;
 mod retention;
 mod rights;
 mod state;
+mod wasi;
 
 pub use cache::CodeCache;
 pub use rights::Rights;
@@ -25,6 +26,7 @@ use keepwell_engine::plugin::{
 use keepwell_engine::report::Report;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use wasmtime::component::Component;
@@ -60,6 +62,8 @@ pub enum LoadError {
     Component { name: String, problem: String },
     #[error("plugin '{name}' implements none of source, reader, retention policy and formatter")]
     NoRole { name: String },
+    #[error("unable to read plugin '{file}': {problem}")]
+    Unreadable { file: String, problem: String },
     #[error("the runtime for plugins can't be started: {0}")]
     Runtime(String),
     #[error(transparent)]
@@ -203,11 +207,64 @@ impl Runtime {
 
     /// Makes a plugin of a component. Nothing is compiled before it is needed.
     pub fn plugin(&self, name: &str, bytes: &'static [u8]) -> Plugin {
-        let hash = hex::encode(Sha256::digest(bytes));
+        self.made_of(name, Origin::Memory(bytes), hex::encode(Sha256::digest(bytes)))
+    }
+
+    /// Makes a plugin of a file. It is not even read before it is needed, where the cache knows its SHA-256.
+    pub fn plugin_file(&self, file: &Path) -> Result<Plugin, LoadError> {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let read = OnceLock::new();
+        let hash = self.known_hash(file, &read).map_err(|error| unreadable(file, &error))?;
+        Ok(self.made_of(&name, Origin::File { file: file.to_owned(), read }, hash))
+    }
+
+    fn known_hash(&self, file: &Path, read: &OnceLock<Vec<u8>>) -> std::io::Result<String> {
+        let cache = self.shared.cache.as_ref();
+        let metadata = std::fs::metadata(file)?;
+        if let Some(hash) = cache.and_then(|cache| cache.load_hash(file, &metadata)) {
+            return Ok(hash);
+        }
+        let bytes = read_component(file)?;
+        let hash = hex::encode(Sha256::digest(&bytes));
+        if let Some(cache) = cache {
+            cache.store_hash(file, &metadata, &hash);
+        }
+        let _ = read.set(bytes);
+        Ok(hash)
+    }
+
+    fn made_of(&self, name: &str, origin: Origin, hash: String) -> Plugin {
         let (runtime, name) = (self.clone(), name.to_owned());
         let (code, allowed) = (OnceLock::new(), OnceLock::new());
-        Plugin { inner: Arc::new(Inner { runtime, name, bytes, hash, code, allowed }) }
+        Plugin { inner: Arc::new(Inner { runtime, name, origin, hash, code, allowed }) }
     }
+}
+
+/// Larger components are none.
+const COMPONENT_BYTES_MAX: u64 = 256 << 20;
+
+fn read_component(file: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, Read};
+    // Not opened before it is known to be a file: opening a pipe would wait.
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)?.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > COMPONENT_BYTES_MAX {
+        true => Err(Error::other("it has more than 256 MiB")),
+        false => Ok(bytes),
+    }
+}
+
+fn unreadable(file: &Path, problem: &dyn std::fmt::Display) -> LoadError {
+    LoadError::Unreadable { file: file.display().to_string(), problem: problem.to_string() }
+}
+
+/// Where a component is.
+enum Origin {
+    Memory(&'static [u8]),
+    File { file: PathBuf, read: OnceLock<Vec<u8>> },
 }
 
 /// A component.
@@ -219,7 +276,7 @@ pub struct Plugin {
 struct Inner {
     runtime: Runtime,
     name: String,
-    bytes: &'static [u8],
+    origin: Origin,
     hash: String,
     code: OnceLock<Component>,
     allowed: OnceLock<Allowed>,
@@ -244,8 +301,20 @@ impl Plugin {
         &self.inner.hash
     }
 
-    pub fn bytes(&self) -> &'static [u8] {
-        self.inner.bytes
+    /// The component. Fails where its file can't be read, or has changed since it was looked at.
+    pub fn bytes(&self) -> Result<&[u8], LoadError> {
+        let (file, read) = match &self.inner.origin {
+            Origin::Memory(bytes) => return Ok(bytes),
+            Origin::File { file, read } => (file, read),
+        };
+        if let Some(bytes) = read.get() {
+            return Ok(bytes);
+        }
+        let bytes = read_component(file).map_err(|error| unreadable(file, &error))?;
+        if hex::encode(Sha256::digest(&bytes)) != self.inner.hash {
+            return Err(unreadable(file, &"it changed meanwhile"));
+        }
+        Ok(read.get_or_init(|| bytes))
     }
 
     /// What it asks of its host, and what it offers.
@@ -267,7 +336,7 @@ impl Plugin {
         let component = match cached {
             Some(component) => component,
             None => {
-                let compiled = Component::new(engine, self.inner.bytes);
+                let compiled = Component::new(engine, self.bytes()?);
                 let component = compiled.map_err(|error| self.unusable(&error))?;
                 if let Some(cache) = cache {
                     cache.store(engine, &self.inner.hash, &component);

@@ -5,7 +5,7 @@
 use crate::archive::process::{Process, Teller};
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::keepwell::types::log;
-use crate::{Limits, LoadError, Plugin, Rights, Runtime};
+use crate::{Limits, LoadError, Plugin, Rights, Runtime, wasi};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::input::{Directory, InputFile};
@@ -41,6 +41,11 @@ pub(crate) struct State {
     pub(crate) scratch: Option<TempDir>,
     /// refusals that were told
     refused: HashSet<String>,
+    /// things of WASI that the plugin holds, and how many it may
+    pub(crate) stubs: usize,
+    pub(crate) handles_max: usize,
+    /// of the standard streams, what is no whole line yet
+    printed: Vec<u8>,
     /// what the SDK's panic hook said
     panic: Option<String>,
     lines: u64,
@@ -116,6 +121,30 @@ impl State {
         Failure::Denied(text)
     }
 
+    /// A call into WASI that was refused.
+    pub(crate) fn refused_call(&mut self, called: &str) {
+        let text = format!("plugin '{}' may not call {called}", self.plugin);
+        if self.refused.len() < REFUSALS_MAX && self.refused.insert(text.clone()) {
+            self.teller()(text);
+        }
+    }
+
+    /// What a plugin writes to its standard streams is shown line by line; of what
+    /// is too long the rest is a line of its own.
+    pub(crate) fn print(&mut self, bytes: impl Iterator<Item = u8>) {
+        for byte in bytes {
+            if byte != b'\n' && self.printed.len() < LINE_BYTES_MAX {
+                self.printed.push(byte);
+                continue;
+            }
+            let line = String::from_utf8_lossy(&std::mem::take(&mut self.printed)).into_owned();
+            self.lines += 1;
+            if self.lines <= LINES_MAX && !line.trim().is_empty() {
+                self.teller()(format!("{}: {}", self.plugin, one_line(&line)));
+            }
+        }
+    }
+
     /// Shows lines, from other threads as well.
     pub(crate) fn teller(&self) -> Teller {
         match self.report.clone() {
@@ -185,6 +214,7 @@ pub(crate) fn limited<Bindings>(
     let mut linker = Linker::new(plugin.runtime().engine());
     let mut store = store(plugin, None, Patience::Limited);
     let bindings = ArchivePlugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+        .and_then(|()| wasi::link(&mut linker, component, plugin.runtime().engine()))
         .and_then(|()| instantiate(&mut store, component, &linker))
         .map_err(|error| plugin.unusable(&error))?;
     Ok((store, bindings))
@@ -218,6 +248,9 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         },
         scratch: None,
         refused: HashSet::new(),
+        stubs: 0,
+        handles_max,
+        printed: Vec::new(),
         panic: None,
         lines: 0,
     };

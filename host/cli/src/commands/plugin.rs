@@ -121,7 +121,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     let Some(file) = matches.get_one::<PathBuf>("file") else { bail!("missing argument") };
     let loaded = plugins.load_file(file)?;
     let Loaded { plugin, info, .. } = &loaded;
-    let interfaces = plugin.interfaces()?;
+    let (interfaces, size) = (plugin.interfaces()?, plugin.bytes()?.len());
     let options: Vec<Value> = info.options.iter().map(option).collect();
     let granted = Rights::of(&info.capabilities, &plugins.config().grants_of(&info.name)).list();
     let data = json!({
@@ -136,7 +136,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         "contract": contract(&interfaces.exports),
         "imports": interfaces.imports,
         "exports": interfaces.exports,
-        "size": plugin.bytes().len(),
+        "size": size,
         "sha256": plugin.sha256(),
     });
     let words = |key: &str| {
@@ -165,7 +165,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
         ("contract:", words("contract")),
         ("imports:", words("imports")),
         ("exports:", words("exports")),
-        ("size:", format!("{} bytes", plugin.bytes().len())),
+        ("size:", format!("{size} bytes")),
         ("SHA-256:", plugin.sha256().to_owned()),
     ];
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
@@ -213,7 +213,7 @@ fn install(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     if !is_set(matches, "yes") && !confirm(&name)? {
         bail!("'{name}' was not installed");
     }
-    let file = place.install(&name, plugin.bytes(), plugin.sha256())?;
+    let file = place.install(&name, plugin.bytes()?, plugin.sha256())?;
     tracing::info!("installed '{name}' as {}", file.display());
     Ok(())
 }
