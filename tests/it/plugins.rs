@@ -506,3 +506,143 @@ fn a_format_in_javascript_is_used() {
     run("list --output-format markup").says("use one of markdown, ");
     assert!(run("list --help").stdout.contains("markdown"));
 }
+
+/// The plugin that misbehaves, with little time and memory.
+fn hostile() -> Granted {
+    let granted = Granted::new(0, "limits = { call-seconds = 1, memory = '64MiB' }\n");
+    granted.world.write("dir/file", "content");
+    granted.world.write("secret", "secret");
+    granted
+}
+
+/// One line that names the plugin.
+fn is_blamed(run: &Run, what: &str, told: &str) {
+    run.assert_failed(what);
+    let line = run.stderr.lines().find(|line| line.starts_with("Error: ")).unwrap();
+    assert!(line.contains("plugin 'hostile'") && line.contains(told), "{what}: {line}");
+    assert!(run.stderr.len() < 2 << 20, "{what}: it says too much");
+    assert!(!run.stderr.contains('\x1b'), "{what}: it writes to the terminal");
+}
+
+#[test]
+fn hostile_sources_are_contained() {
+    let granted = hostile();
+    granted.world.write("other.conf", "x");
+    granted.run(&["backup", "a.conf:other.conf", "--backup-id", "there"]).assert_ok("first");
+    for (mode, told) in [
+        ("panic", "it panicked"),
+        ("loop", "for more than 1 seconds without reading or writing"),
+        ("deep", "more than 65536 levels"),
+        ("memory", "more memory than plugins may use"),
+        ("recurse", "call stack exhausted"),
+        ("handles", "no free keys"),
+        ("patterns", "more than 10000 patterns"),
+        ("streams", "more than 4 streams"),
+        ("twice", "two streams are called"),
+        ("large-write", "more than 1 MiB in one write"),
+        ("chunks", "chunks of 3 bytes"),
+        ("splice", "length overflows"),
+        ("reuse", "reused false"),
+        ("unopened", "has not been opened"),
+        ("names", "NUL or '/'"),
+        ("open ../secret", "no name of a child"),
+        ("open ..", "no name of a child"),
+        ("open ", "no name of a child"),
+        ("enter ..", "no name of a child"),
+        ("enter /etc", "no name of a child"),
+        ("suffix ../../x", "does not begin with '.'"),
+        ("suffix .x/../../y", "may hold letters"),
+        ("suffix ", "does not begin with '.'"),
+    ] {
+        let arguments = ["backup", "a.hostile:dir", "--backup-id", "me", "--mode", mode];
+        is_blamed(&granted.run(&arguments), mode, told);
+    }
+    // Nothing of it is left, and what was there is.
+    let listed = granted.run(&["list", "--output-format", "json"]).assert_ok("list").stdout;
+    assert!(listed.contains("there") && !listed.contains("\"me\""), "{listed}");
+    for mode in ["flood", "skipped", "judge", "children", "far", "short"] {
+        let id = format!("id-{mode}");
+        let run = granted.run(&["backup", "a.hostile:dir", "--backup-id", &id, "--mode", mode]);
+        assert!(run.stderr.len() < 2 << 20 && !run.stderr.contains('\x1b'), "{mode}");
+    }
+    granted.run(&["verify"]).assert_ok("verify");
+}
+
+#[test]
+fn hostile_readers_are_contained() {
+    let granted = hostile();
+    for (mode, told) in [
+        ("panic", "it panicked"),
+        ("loop", "without reading or writing"),
+        ("memory", "more memory than plugins may use"),
+        ("recurse", "call stack exhausted"),
+        ("cycle", "again/again"),
+        ("self", "again/again"),
+        ("dotdot", "illegal file name"),
+        ("slash", "illegal file name"),
+        ("empty", "illegal file name"),
+        ("zero", "illegal file name"),
+        ("long", "illegal file name"),
+        ("beyond", "outside of the archive"),
+        ("overflow", "failed to set file size"),
+        ("stream", "not as long as its size says"),
+        ("size", "not as long as its size says"),
+        ("link", "illegal target of a hard link"),
+        ("target", "symbolic link"),
+        ("many", "more memory than plugins may use"),
+        ("endless", "two entries of this name"),
+        ("leave", "leaves what it did not enter"),
+    ] {
+        let (id, what) = (format!("r-{mode}"), format!("read-{mode}"));
+        let arguments = ["backup", "a.hostile:dir", "--backup-id", &id, "--mode", &what];
+        granted.run(&arguments).assert_ok(mode);
+        let (group, out) = (format!("host/{id}"), format!("out-{mode}"));
+        is_blamed(&granted.run(&["restore", &group, "a.hostile", &out]), mode, told);
+        let extracted = granted.run(&["extract", &group, "a.hostile", "x", "--to", "here"]);
+        assert!(extracted.code == Some(255), "{mode}: {}", extracted.stderr);
+    }
+    assert_eq!(fs::read_to_string(granted.world.path("secret")).unwrap(), "secret");
+    assert!(!granted.world.path("b").exists() && !granted.world.path("out-slash/a").exists());
+}
+
+#[test]
+fn hostile_formatters_and_policies_are_contained() {
+    let granted = hostile();
+    for (format, told) in [
+        ("panic", "it panicked"),
+        ("loop", "it ran for more than 1 seconds"),
+        ("memory", "more memory than plugins may use"),
+        ("recurse", "call stack exhausted"),
+        ("gigabytes", "plugin 'hostile'"),
+    ] {
+        is_blamed(&granted.run(&["version", "--output-format", format]), format, told);
+    }
+    assert!(granted.run(&["version", "--output-format", "flood"]).stderr.len() < 2 << 20);
+    granted.world.write("a.conf", "x");
+    for time in ["1000", "2000"] {
+        let line = ["backup", "a.conf:a.conf", "--backup-id", "me", "--backup-time", time];
+        granted.run(&line).assert_ok("backup");
+    }
+    let prune = |mode: &str, more: &[&str]| {
+        let line = ["prune", "host/me", "--policy", "hostile", "--mode", mode];
+        granted.run(&[&line[..], more].concat())
+    };
+    for (mode, told) in [
+        ("panic", "it panicked"),
+        ("loop", "it ran for more than 1 seconds"),
+        ("fail", "it does not want to"),
+        ("few", "1 decisions for 2 snapshots"),
+        ("many", "1000000 decisions for 2 snapshots"),
+    ] {
+        is_blamed(&prune(mode, &[]), mode, told);
+    }
+    // What keeps nothing is shown, and not done.
+    prune("all", &["--dry-run"]).assert_ok("a dry run");
+    let refused = prune("all", &[]);
+    refused.assert_failed("nothing is kept");
+    refused.says("policy 'hostile' keeps nothing of host/me");
+    assert!(refused.stdout.contains("remove"), "{}", refused.stdout);
+    assert_eq!(granted.world.snapshots().len(), 2);
+    prune("all", &["--allow-empty"]).assert_ok("allowed");
+    assert_eq!(granted.world.snapshots().len(), 0);
+}

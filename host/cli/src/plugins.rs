@@ -33,6 +33,17 @@ impl Loaded {
         Ok(Self::new(plugin, info, Some(file.to_owned())))
     }
 
+    /// What goes wrong with a plugin from outside tells its name.
+    pub(crate) fn blamed<T>(&self, outcome: Result<T>) -> Result<T> {
+        let name = format!("plugin '{}'", self.info.name);
+        match outcome {
+            Err(error) if self.file.is_some() && !format!("{error:#}").contains(&name) => {
+                Err(error.context(name))
+            }
+            other => other,
+        }
+    }
+
     fn serves(&self, extension: &str) -> Option<&ArchiveType> {
         self.info.archive_types.iter().find(|known| known.extension == extension)
     }

@@ -33,6 +33,23 @@ pub enum Failure {
     Trap { plugin: String, problem: String },
 }
 
+impl Failure {
+    /// The same, with another text.
+    #[must_use]
+    pub fn with_text(self, change: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::NotFound(text) => Self::NotFound(change(text)),
+            Self::Denied(text) => Self::Denied(change(text)),
+            Self::Invalid(text) => Self::Invalid(change(text)),
+            Self::Unsupported(text) => Self::Unsupported(change(text)),
+            Self::Corrupt(text) => Self::Corrupt(change(text)),
+            Self::Io(text) => Self::Io(change(text)),
+            Self::Other(text) => Self::Other(change(text)),
+            other @ (Self::Cancelled | Self::Trap { .. }) => other,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
     Directory,

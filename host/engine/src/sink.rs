@@ -17,6 +17,8 @@ const QUEUE_PIECES: usize = 128;
 const WRITE_BYTES_MAX: usize = 1 << 20;
 /// Streams of one archive.
 const STREAMS_MAX: usize = 4;
+/// Directories within each other in a catalog.
+const CATALOG_DEPTH_MAX: usize = 65_536;
 
 /// How a stream is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,7 @@ pub(crate) trait Destination: Send {
 }
 
 struct OpenStream {
+    suffix: String,
     pieces: Sender<Piece>,
     /// its length so far
     position: u64,
@@ -79,6 +82,7 @@ pub struct Reused {
 pub struct Sink {
     destination: Box<dyn Destination>,
     streams: Vec<OpenStream>,
+    catalog_depth: usize,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -91,7 +95,7 @@ impl Sink {
         cancel: Cancel,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { destination, streams: Vec::new(), report, cancel, counters }
+        Self { destination, streams: Vec::new(), catalog_depth: 0, report, cancel, counters }
     }
 
     /// Returns the stream's number.
@@ -105,10 +109,21 @@ impl Sink {
         if self.streams.len() >= STREAMS_MAX {
             return Err(Failure::Invalid(format!("more than {STREAMS_MAX} streams")));
         }
+        if !suffix.starts_with('.') {
+            return Err(Failure::Invalid(format!("suffix {suffix:?} does not begin with '.'")));
+        }
+        if self.streams.iter().any(|open| open.suffix == suffix) {
+            return Err(Failure::Invalid(format!("two streams are called {suffix:?}")));
+        }
         let (pieces, queue) = bounded(QUEUE_PIECES);
         let guess = self.destination.open_stream(suffix, chunking, size, queue)?;
         Counters::add(&self.counters.total, size.or(guess).unwrap_or(0));
-        self.streams.push(OpenStream { pieces, position: 0, tail: None });
+        self.streams.push(OpenStream {
+            suffix: suffix.to_owned(),
+            pieces,
+            position: 0,
+            tail: None,
+        });
         Ok(self.streams.len() as u32 - 1)
     }
 
@@ -206,10 +221,15 @@ impl Sink {
 
     pub fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure> {
         Counters::add(&self.counters.entries, 1);
+        self.catalog_depth += 1;
+        if self.catalog_depth > CATALOG_DEPTH_MAX {
+            return Err(Failure::Invalid(format!("more than {CATALOG_DEPTH_MAX} levels")));
+        }
         self.destination.catalog_enter(name)
     }
 
     pub fn catalog_leave(&mut self) -> Result<(), Failure> {
+        self.catalog_depth = self.catalog_depth.saturating_sub(1);
         self.destination.catalog_leave()
     }
 

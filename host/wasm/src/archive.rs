@@ -138,7 +138,7 @@ impl Source for WasmSource {
         };
         let written = guest.call_write_archive(&mut store, origin, &request);
         let outcome = match written {
-            Ok(outcome) => outcome.map_err(Failure::from),
+            Ok(outcome) => outcome.map_err(|failure| store.data().blamed(failure.into())),
             Err(_) if self.0.cancel.is_cancelled() => Err(Failure::Cancelled),
             Err(error) => Err(trap(&mut store, &error)),
         };
@@ -171,8 +171,10 @@ impl Reader for WasmReader {
         let streams = grant(store.data_mut(), streams);
         let streams = streams.map_err(|error| Failure::Other(error.to_string()))?;
         let opened = guest.archive().call_open(&mut store, &streams);
-        let archive = opened.map_err(|error| trap(&mut store, &error))??;
-        Ok(Box::new(WasmArchive { store, guest, archive, walk: None }))
+        let archive = opened
+            .map_err(|error| trap(&mut store, &error))?
+            .map_err(|failure| store.data().blamed(failure.into()))?;
+        Ok(Box::new(WasmArchive { store, guest, archive, walk: None, walk_depth: 0 }))
     }
 }
 
@@ -181,6 +183,8 @@ struct WasmArchive {
     guest: reader::Guest,
     archive: ResourceAny,
     walk: Option<ResourceAny>,
+    /// directories that the walk has entered and not left
+    walk_depth: u64,
 }
 
 impl WasmArchive {
@@ -190,14 +194,37 @@ impl WasmArchive {
             Result<T, crate::bindings::archive::keepwell::types::types::Failure>,
         >,
     ) -> Result<T, Failure> {
-        Ok(outcome.map_err(|error| trap(&mut self.store, &error))??)
+        self.store.data_mut().is_busy();
+        let outcome = outcome.map_err(|error| trap(&mut self.store, &error))?;
+        outcome.map_err(|failure| self.store.data().blamed(failure.into()))
+    }
+
+    /// An event of the walk. The root may be left at the end, and nothing else that was not entered.
+    fn event_of(&mut self, given: reader::Event) -> Result<Event, Failure> {
+        let event = event(given).map_err(|failure| self.store.data().blamed(failure))?;
+        match &event {
+            Event::Enter(_) => self.walk_depth += 1,
+            Event::Leaf(_) => {}
+            Event::Leave if self.walk_depth > 0 => self.walk_depth -= 1,
+            Event::Leave => {
+                let problem = Failure::Corrupt("the walk leaves what it did not enter".into());
+                return Err(self.store.data().blamed(problem));
+            }
+        }
+        Ok(event)
+    }
+
+    /// An entry that it returned.
+    fn entry_of(&self, given: reader::Entry, is_root: bool) -> Result<Entry, Failure> {
+        entry(given, is_root).map_err(|failure| self.store.data().blamed(failure))
     }
 }
 
 impl Archive for WasmArchive {
     fn root(&mut self) -> Result<Entry, Failure> {
         let called = self.guest.archive().call_root(&mut self.store, self.archive);
-        entry(self.done(called)?, true)
+        let given = self.done(called)?;
+        self.entry_of(given, true)
     }
 
     fn children(
@@ -216,7 +243,7 @@ impl Archive for WasmArchive {
         let children = self.done(called)?.into_iter().map(|child| match child {
             Ok(given) => {
                 let node = given.node.into();
-                entry(given, false).map_err(|failure| (node, failure))
+                self.entry_of(given, false).map_err(|failure| (node, failure))
             }
             Err(damage) => Err((damage.node.into(), damage.failure.into())),
         });
@@ -227,13 +254,14 @@ impl Archive for WasmArchive {
         let node = guest_node(directory);
         let name = name.to_vec();
         let called = self.guest.archive().call_child(&mut self.store, self.archive, node, &name);
-        self.done(called)?.map(|given| entry(given, false)).transpose()
+        self.done(called)?.map(|given| self.entry_of(given, false)).transpose()
     }
 
     fn entry(&mut self, node: Node) -> Result<Entry, Failure> {
         let node = guest_node(node);
         let called = self.guest.archive().call_entry(&mut self.store, self.archive, node);
-        entry(self.done(called)?, true)
+        let given = self.done(called)?;
+        self.entry_of(given, true)
     }
 
     fn read(&mut self, node: Node, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
@@ -246,12 +274,14 @@ impl Archive for WasmArchive {
     fn start_walk(&mut self) -> Result<(), Failure> {
         let called = self.guest.archive().call_walk(&mut self.store, self.archive);
         self.walk = Some(self.done(called)?);
+        self.walk_depth = 0;
         Ok(())
     }
 
     fn walk(&mut self, max: u32) -> Result<Vec<Event>, Failure> {
         let walk = self.walk.ok_or_else(|| Failure::Invalid("the walk has not begun".into()))?;
         let called = self.guest.walk().call_next(&mut self.store, walk, max);
-        self.done(called)?.into_iter().map(event).collect()
+        let events = self.done(called)?;
+        events.into_iter().map(|given| self.event_of(given)).collect()
     }
 }

@@ -89,7 +89,9 @@ impl Formatter for WasmFormatter {
         let options = option_values(options);
         let formatter = self.bindings.keepwell_formatter_formatter();
         let rendered = formatter.call_render(&mut self.store, &document, &environment, &options);
-        let bytes = rendered.map_err(|error| trap(&mut self.store, &error))??;
+        let bytes = rendered
+            .map_err(|error| trap(&mut self.store, &error))?
+            .map_err(|failure| self.store.data().blamed(failure.into()))?;
         if bytes.len() > self.output_bytes_max {
             let problem = format!("it returned {} bytes of output", bytes.len());
             return Err(Failure::Trap { plugin: self.plugin.clone(), problem });

@@ -172,7 +172,7 @@ struct Shared {
 }
 
 /// How often a running plugin looks whether it should stop.
-const TICK: Duration = Duration::from_millis(20);
+pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 impl Runtime {
     /// `cache` keeps compiled code; without one, every start compiles.
@@ -299,6 +299,11 @@ impl Plugin {
     /// Of the component, in hexadecimal digits.
     pub fn sha256(&self) -> &str {
         &self.inner.hash
+    }
+
+    /// Whether it is none of those that are built in.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.inner.origin, Origin::File { .. })
     }
 
     /// The component. Fails where its file can't be read, or has changed since it was looked at.

@@ -51,7 +51,14 @@ impl RetentionPolicy for WasmPolicy {
         let options = option_values(options);
         let policy = self.bindings.keepwell_retention_policy();
         let decided = policy.call_decide(&mut self.store, now, &snapshots, &options);
-        let decisions = decided.map_err(|error| trap(&mut self.store, &error))??;
+        let decisions = decided
+            .map_err(|error| trap(&mut self.store, &error))?
+            .map_err(|failure| self.store.data().blamed(failure.into()))?;
+        let (found, wanted) = (decisions.len(), snapshots.len());
+        if found != wanted {
+            let problem = format!("the policy made {found} decisions for {wanted} snapshots");
+            return Err(self.store.data().blamed(Failure::Invalid(problem)));
+        }
         let native = decisions.into_iter().map(|decision| Decision {
             keep: decision.verdict == policy::Verdict::Keep,
             reason: decision.reason,

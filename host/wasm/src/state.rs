@@ -5,7 +5,7 @@
 use crate::archive::process::{Process, Teller};
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::keepwell::types::log;
-use crate::{Limits, LoadError, Plugin, Rights, Runtime, wasi};
+use crate::{Limits, LoadError, Plugin, Rights, Runtime, TICK, wasi};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::input::{Directory, InputFile};
@@ -49,6 +49,10 @@ pub(crate) struct State {
     /// what the SDK's panic hook said
     panic: Option<String>,
     lines: u64,
+    line_bytes: usize,
+    /// ticks since it last read or wrote something
+    idle: u32,
+    is_foreign: bool,
 }
 
 /// The limits, and whether memory was refused.
@@ -95,12 +99,41 @@ impl ResourceLimiter for Limiter {
 const LINE_BYTES_MAX: usize = 4096;
 /// So many refusals are told.
 const REFUSALS_MAX: usize = 100;
-/// After so many lines a plugin is silent.
+/// After so many lines, or so many bytes, a plugin is silent.
 const LINES_MAX: u64 = 10_000;
+const ALL_LINES_BYTES_MAX: usize = 1 << 20;
 
 impl State {
     pub(crate) fn sink(&mut self) -> Result<&mut Sink, Failure> {
         self.sink.as_mut().ok_or_else(|| Failure::Denied("no archive is being made".into()))
+    }
+
+    /// It reads or writes something, so it is not lost in an endless loop.
+    pub(crate) fn is_busy(&mut self) {
+        self.idle = 0;
+    }
+
+    /// Whether one more line is shown.
+    fn may_say(&mut self, bytes: usize) -> bool {
+        let could = self.lines < LINES_MAX && self.line_bytes < ALL_LINES_BYTES_MAX;
+        self.lines += 1;
+        self.line_bytes = self.line_bytes.saturating_add(bytes);
+        let can = self.lines < LINES_MAX && self.line_bytes < ALL_LINES_BYTES_MAX;
+        if could && !can {
+            self.teller()(format!("plugin '{}' says more than is shown", self.plugin));
+        }
+        can
+    }
+
+    /// A failure that a plugin from outside returned tells its name.
+    pub(crate) fn blamed(&self, failure: Failure) -> Failure {
+        match self.is_foreign {
+            true => failure.with_text(|text| {
+                let text = text.get(..text.floor_char_boundary(LINE_BYTES_MAX)).unwrap_or_default();
+                format!("plugin '{}': {}", self.plugin, plain(text))
+            }),
+            false => failure,
+        }
     }
 
     /// Something that the plugin may not do is told once, with what would allow it.
@@ -138,8 +171,7 @@ impl State {
                 continue;
             }
             let line = String::from_utf8_lossy(&std::mem::take(&mut self.printed)).into_owned();
-            self.lines += 1;
-            if self.lines <= LINES_MAX && !line.trim().is_empty() {
+            if !line.trim().is_empty() && self.may_say(line.len()) {
                 self.teller()(format!("{}: {}", self.plugin, one_line(&line)));
             }
         }
@@ -166,13 +198,13 @@ impl log::Host for State {
             self.panic = Some(one_line(text));
             return Ok(());
         }
-        self.lines += 1;
-        if self.lines > LINES_MAX {
-            return Ok(());
-        }
         if message.len() > LINE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(LINE_BYTES_MAX));
         }
+        if !self.may_say(message.len()) {
+            return Ok(());
+        }
+        let message = plain(&message);
         let Some(report) = &self.report else {
             let plugin = &self.plugin;
             match level {
@@ -191,9 +223,22 @@ impl log::Host for State {
     }
 }
 
+/// Nothing in it moves a terminal's cursor.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => plain.push(' '),
+            c if c.is_control() => plain.extend(c.escape_default()),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
 fn one_line(text: &str) -> String {
     let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    text.chars().take(500).collect()
+    plain(&text.chars().take(500).collect::<String>())
 }
 
 /// How long an instance may run.
@@ -253,16 +298,31 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         printed: Vec::new(),
         panic: None,
         lines: 0,
+        line_bytes: 0,
+        idle: 0,
+        is_foreign: plugin.is_foreign(),
     };
     let mut store = Store::new(runtime.engine(), state);
     store.limiter(|state| &mut state.limits);
     store.set_epoch_deadline(1);
     let mut started: Option<Instant> = None;
-    store.epoch_deadline_callback(move |_| match &patience {
+    let idle_max = u32::try_from(call_time_max.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX);
+    store.epoch_deadline_callback(move |mut store| match &patience {
         Patience::Until(cancel) if cancel.is_cancelled() => {
             Err(wasmtime::Error::msg("stopped by the user"))
         }
-        Patience::Until(_) => Ok(UpdateDeadline::Continue(1)),
+        Patience::Until(_) => {
+            // Ticks that it computed: while the host works for it, none is seen.
+            let state = store.data_mut();
+            state.idle += 1;
+            if state.idle <= idle_max {
+                return Ok(UpdateDeadline::Continue(1));
+            }
+            let seconds = call_time_max.as_secs_f32();
+            let problem =
+                format!("it ran for more than {seconds} seconds without reading or writing");
+            Err(wasmtime::Error::msg(problem))
+        }
         Patience::Limited => {
             let started = started.get_or_insert_with(Instant::now);
             if started.elapsed() < call_time_max {

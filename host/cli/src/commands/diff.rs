@@ -128,7 +128,7 @@ fn compare(
         items.push(of_difference(archive, &difference));
         Ok(())
     };
-    Ok(diff(&mut left, &mut right, &mut tell)?)
+    loaded.blamed(diff(&mut left, &mut right, &mut tell).map_err(Into::into))
 }
 
 fn item(archive: &str, path: &str, change: &str, what: &[&str]) -> Map<String, Value> {

@@ -74,12 +74,13 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             ..RestoreRequest::default()
         };
         let (streams, source) = (stored.streams(), stored.source());
-        restore::extract(matches, loaded, streams, source, request, target)?;
-        return Ok(());
+        let extracted = restore::extract(matches, loaded, streams, source, request, target);
+        return loaded.blamed(extracted).map(|_| ());
     }
     let (_reader, mut archive) = open_with(&loaded.plugin, stored.streams(), Cancel::default())?;
     // Without the types: a broken pipe is no success, and no hint fits.
-    stream(&mut *archive, &*stored.source(), paths).map_err(|error| anyhow!("{error:#}"))
+    let streamed = stream(&mut *archive, &*stored.source(), paths);
+    loaded.blamed(streamed).map_err(|error| anyhow!("{error:#}"))
 }
 
 /// The names of a path in an archive.

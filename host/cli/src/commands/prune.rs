@@ -34,6 +34,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(group_argument())
         .arg(flag("dry-run", "Only show what would happen"))
         .arg(flag("quiet", "Show only what is removed"))
+        .arg(flag("allow-empty", "Remove even all snapshots, where the policy keeps none"))
         .arg(number("max-depth", "N", "Has no meaning for one group").hide(true))
         .arg(option("policy", "NAME", policy))
         .args(plugin_options(&options))
@@ -58,19 +59,12 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let options = option_values(matches, &loaded.options)?;
     let namespace = namespace_of(matches);
     let Some(group) = matches.get_one::<GroupId>("group") else { bail!("missing argument: group") };
-    let (items, troubles) = match Repository::find(matches.get_one("repository"))?.open(matches)? {
+    let (items, local) = match Repository::find(matches.get_one("repository"))?.open(matches)? {
         Store::Local(store) => {
             let time = Time { now: now(), utc_offset: &utc_offset };
             let mut policy = loaded.plugin.retention()?;
             let items = plan(&store, &namespace, group, &mut *policy, options, &time)?;
-            let mut troubles = 0;
-            if !is_set(matches, "dry-run") {
-                troubles = apply(&store, &namespace, &items, &mut |snapshot, error| {
-                    let text = format!("failed to remove '{snapshot}': {}\n", chain(error));
-                    let _ = std::io::stderr().write_all(text.as_bytes());
-                });
-            }
-            (items, troubles)
+            (items, Some(store))
         }
         // A server has the documented rules, and its own clock.
         Store::Remote(_) if loaded.info.name != "keep" => {
@@ -83,7 +77,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
                 query = query.with(&option.name, value);
             }
             let query = query.with_some("dry-run", is_set(matches, "dry-run").then_some(true));
-            (parsed::<Vec<PruneItem>>(store.post("prune", &query)?)?, 0)
+            (parsed::<Vec<PruneItem>>(store.post("prune", &query)?)?, None)
         }
     };
     let quiet = is_set(matches, "quiet");
@@ -104,6 +98,17 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
         layout: Layout::Table(vec![left("snapshot"), right("date"), right("action")]),
     };
     print(plugins, matches, &document)?;
+    let Some(store) = local.filter(|_| !is_set(matches, "dry-run")) else { return Ok(()) };
+    if items.iter().all(|item| !item.keep) && !is_set(matches, "allow-empty") {
+        let policy = &loaded.info.name;
+        bail!(
+            "policy '{policy}' keeps nothing of {group}, so nothing was removed: --allow-empty allows that"
+        );
+    }
+    let troubles = apply(&store, &namespace, &items, &mut |snapshot, error| {
+        let text = format!("failed to remove '{snapshot}': {}\n", chain(error));
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    });
     if troubles > 0 {
         bail!("{troubles} snapshots could not be removed");
     }

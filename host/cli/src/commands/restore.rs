@@ -210,7 +210,7 @@ pub(crate) fn run(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             {
                 name_lost(&reader, &manifest, key.as_ref(), &archive, target);
             }
-            let summary = extracted?;
+            let summary = loaded.blamed(extracted)?;
             if selects && summary.entries == 0 {
                 bail!(
                     "nothing in {name} matches --pattern - `keepwell catalog dump` shows what there is"

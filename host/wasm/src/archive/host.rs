@@ -5,7 +5,9 @@ use crate::bindings::archive::keepwell::archive::{
     archive_sink, filesystem, patterns, random_access,
 };
 use crate::bindings::archive::keepwell::types::types as wit;
-use crate::state::{BytesHandle, DirectoryHandle, FileHandle, PatternHandle, State, StreamHandle};
+use crate::state::{
+    BytesHandle, DirectoryHandle, FileHandle, PatternHandle, State, StreamHandle, plain,
+};
 use keepwell_engine::input::Listed;
 use keepwell_engine::pattern::{PatternList, Verdict};
 use keepwell_engine::plugin::{EntryKind, Failure};
@@ -40,6 +42,7 @@ impl filesystem::HostDirectory for State {
         this: Resource<DirectoryHandle>,
         max: u32,
     ) -> Answer<Vec<filesystem::Listed>> {
+        self.is_busy();
         let listed = self.table.get_mut(&this)?.0.read(max.min(LIST_MAX));
         answer(listed.map(|names| names.into_iter().map(Into::into).collect()))
     }
@@ -63,6 +66,7 @@ impl filesystem::HostDirectory for State {
         this: Resource<DirectoryHandle>,
         children: Vec<filesystem::Listed>,
     ) -> wasmtime::Result<Vec<Result<filesystem::Opened, wit::Failure>>> {
+        self.is_busy();
         let mut all = Vec::with_capacity(children.len().min(OPEN_MAX));
         for (position, child) in children.into_iter().enumerate() {
             if position >= OPEN_MAX {
@@ -90,6 +94,7 @@ impl filesystem::HostDirectory for State {
         this: Resource<DirectoryHandle>,
         children: Vec<filesystem::Listed>,
     ) -> wasmtime::Result<Vec<Result<filesystem::Examined, wit::Failure>>> {
+        self.is_busy();
         let directory = &self.table.get(&this)?.0;
         let examine = |(position, child)| match position < OPEN_MAX {
             true => directory.examine_child(&Listed::from(child)).map(Into::into),
@@ -111,6 +116,7 @@ impl filesystem::HostFile for State {
     }
 
     fn read_at(&mut self, this: Resource<FileHandle>, offset: u64, length: u32) -> Answer<Vec<u8>> {
+        self.is_busy();
         let file = &self.table.get(&this)?.0;
         let mut bytes = vec![0; length.min(READ_BYTES_MAX) as usize];
         let read = file.read_at(&mut bytes, offset);
@@ -192,6 +198,7 @@ fn rooted(path: &[Vec<u8>]) -> Vec<u8> {
 
 impl archive_sink::HostStream for State {
     fn write(&mut self, this: Resource<StreamHandle>, bytes: Vec<u8>) -> Answer<()> {
+        self.is_busy();
         let stream = self.table.get(&this)?.0;
         answer(self.sink().and_then(|sink| sink.write(stream, bytes)))
     }
@@ -203,6 +210,7 @@ impl archive_sink::HostStream for State {
         offset: u64,
         length: u64,
     ) -> Answer<()> {
+        self.is_busy();
         let stream = self.table.get(&this)?.0;
         let file = Arc::clone(&self.table.get(&source)?.0);
         answer(self.sink().and_then(|sink| sink.splice(stream, file, offset, length)))
@@ -213,6 +221,7 @@ impl archive_sink::HostStream for State {
         this: Resource<StreamHandle>,
         source: Resource<FileHandle>,
     ) -> Answer<u64> {
+        self.is_busy();
         let stream = self.table.get(&this)?.0;
         let file = Arc::clone(&self.table.get(&source)?.0);
         answer(self.sink().and_then(|sink| sink.splice_to_end(stream, file)))
@@ -224,6 +233,7 @@ impl archive_sink::HostStream for State {
         previous: archive_sink::Extent,
         continues: bool,
     ) -> Answer<Option<archive_sink::Reused>> {
+        self.is_busy();
         let stream = self.table.get(&this)?.0;
         let reused = self.sink().and_then(|sink| sink.reuse(stream, previous.into(), continues));
         answer(reused.map(|reused| {
@@ -307,7 +317,7 @@ impl archive_sink::Host for State {
             .collect();
         let detail = &detail[..detail.floor_char_boundary(TEXT_BYTES_MAX)];
         if let Ok(sink) = self.sink() {
-            sink.skipped(&path, why.into(), detail);
+            sink.skipped(&path, why.into(), &plain(detail));
         }
         Ok(())
     }
@@ -326,6 +336,7 @@ impl random_access::HostBytes for State {
         offset: u64,
         length: u32,
     ) -> Answer<Vec<u8>> {
+        self.is_busy();
         let length = length.min(READ_BYTES_MAX);
         answer(self.table.get(&this)?.0.read_at(offset, length))
     }
