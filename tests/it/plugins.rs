@@ -550,7 +550,7 @@ fn hostile_sources_are_contained() {
         ("open ", "no name of a child"),
         ("enter ..", "no name of a child"),
         ("enter /etc", "no name of a child"),
-        ("suffix ../../x", "does not begin with '.'"),
+        ("suffix ../../x", "may hold letters"),
         ("suffix .x/../../y", "may hold letters"),
         ("suffix ", "does not begin with '.'"),
     ] {
