@@ -10,6 +10,9 @@ fn main() {
         ("guest-prober", "tests/guests/prober"),
         ("source-dump", "examples/dump"),
         ("source-sqlite", "examples/sqlite"),
+        ("policy-gfs", "examples/gfs"),
+        ("output-formats", "examples/formats"),
+        ("archive-tar", "examples/tar"),
     ];
     keepwell_guest_build::main(&workspace, &guests);
 }

@@ -646,3 +646,151 @@ fn hostile_formatters_and_policies_are_contained() {
     prune("all", &["--allow-empty"]).assert_ok("allowed");
     assert_eq!(granted.world.snapshots().len(), 0);
 }
+
+#[test]
+fn the_example_policy_of_durations_is_used() {
+    let granted = Granted::new(5, "");
+    let world = &granted.world;
+    world.write("a.conf", "x");
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    for days in [400, 300, 20, 10, 2, 1] {
+        let time = (now - days * 86_400).to_string();
+        let line = ["backup", "a.conf:a.conf", "--backup-id", "me", "--backup-time", &time];
+        granted.run(&line).assert_ok("backup");
+    }
+    let oldest = granted.run(&["snapshot", "list", "host/me", "--output-format", "json"]).json();
+    let oldest = oldest[0]["backup-time"].as_i64().unwrap();
+    let help = granted.run(&["prune", "--help"]).stdout;
+    assert!(help.contains("--keep-within") && help.contains("--keep-tagged"), "{help}");
+    let line = ["prune", "host/me", "--policy", "gfs", "--keep-within", "3d", "--within-yearly"];
+    let pruned = granted.run(&[&line[..], &["52w1d", "--output-format", "json"]].concat());
+    let pruned = pruned.assert_ok("prune").json();
+    let kept = |item: &&serde_json::Value| item["keep"] == true;
+    let kept = pruned.as_array().unwrap().iter().filter(kept).count();
+    assert!((2..=3).contains(&kept), "those of three days, and one of last year: {pruned}");
+    assert_eq!(pruned[0]["backup-time"].as_i64(), Some(oldest));
+    granted.run(&[&line[..], &["soon"]].concat()).says("within-yearly");
+}
+
+#[test]
+fn the_example_formats_are_used() {
+    let granted = Granted::new(6, "");
+    granted.world.write("a.conf", "x");
+    let line = ["backup", "a.conf:a.conf", "--backup-id", "me", "--backup-time", "1000"];
+    granted.run(&line).assert_ok("backup");
+    let list = |format: &str| {
+        granted.run(&["list", "--output-format", format, "--csv-separator", ";"]).assert_ok(format)
+    };
+    let csv = list("csv").stdout;
+    assert!(csv.starts_with("backup-count;backup-id;backup-type;"), "{csv}");
+    assert!(csv.contains("1;me;host;"), "{csv}");
+    assert!(list("yaml").stdout.contains("  \"backup-id\": \"me\"\n"));
+    let metrics = list("prometheus").stdout;
+    assert!(metrics.contains("keepwell_last_backup{backup_id=\"me\""), "{metrics}");
+    assert!(granted.run(&["list", "--help"]).stdout.contains("--metric-prefix"));
+}
+
+#[test]
+fn tars_are_made_and_looked_into() {
+    let granted = Granted::new(7, "");
+    let world = &granted.world;
+    world.write("tree/a/file", "content");
+    world.write("tree/a/large", crate::support::noise(1, 3_000_000));
+    world.write("tree/a/left.o", "x");
+    world.write(&format!("tree/{}/deep", "d".repeat(200)), "deep");
+    world.write("tree/\u{fc}ml\u{e4}ut \n line", "odd");
+    world.write("tree/empty", "");
+    fs::create_dir(world.path("tree/void")).unwrap();
+    fs::hard_link(world.path("tree/a/file"), world.path("tree/z-link")).unwrap();
+    std::os::unix::fs::symlink("a/file", world.path("tree/symlink")).unwrap();
+    fs::set_permissions(world.path("tree/a/large"), fs::Permissions::from_mode(0o6755)).unwrap();
+    let backup = ["backup", "t.tar:tree", "--backup-id", "me", "--exclude", "*.o"];
+    granted.run(&backup).assert_ok("backup");
+    fs::remove_file(world.path("tree/a/left.o")).unwrap();
+    let same = |one: &str, other: &str| {
+        let mut diff = std::process::Command::new("diff");
+        diff.args(["-r", "--no-dereference"]).arg(world.path(one)).arg(world.path(other));
+        let compared = diff.output().unwrap();
+        assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+    };
+    granted.run(&["restore", "host/me", "t.tar", "out"]).assert_ok("restore");
+    same("tree", "out");
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &str| fs::metadata(world.path(path)).unwrap();
+    assert_eq!(of("out/a/file").ino(), of("out/z-link").ino());
+    assert_eq!(of("out/a/large").mode(), of("tree/a/large").mode());
+    let time = |path| (of(path).mtime(), of(path).mtime_nsec());
+    assert_eq!(time("out/a/file"), time("tree/a/file"));
+    assert_eq!(time("out/void"), time("tree/void"));
+
+    // The same with what the host makes of any archive.
+    granted.run(&["extract", "host/me", "t.tar", "a", "--to", "some"]).assert_ok("extract");
+    same("tree/a", "some/a");
+    let found = granted.run(&["find", "large", "host/me"]).assert_ok("find").stdout;
+    assert!(found.contains("/a/large"), "{found}");
+    let mut shell = world.command();
+    shell.env("KEEPWELL_PLUGIN_PATH", world.path("plugins"));
+    shell.args(["catalog", "shell", "host/me", "t.tar"]).stdin(std::process::Stdio::piped());
+    let mut shell = shell.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), b"cd a\nstat large\n").unwrap();
+    let told = shell.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&told.stdout).contains("Size: 3000000"));
+    if crate::support::is_root() && Path::new("/dev/fuse").exists() {
+        fs::create_dir(world.path("mnt")).unwrap();
+        granted.run(&["mount", "host/me", "t.tar", "mnt"]).assert_ok("mount");
+        let compared =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| same("tree", "mnt")));
+        let ended = std::process::Command::new("umount").arg(world.path("mnt")).status();
+        assert!(ended.unwrap().success());
+        compared.unwrap();
+    }
+
+    // It is a tar, and what other programs make is one for us.
+    let whole = granted.run(&["restore", "host/me", "t.tar", "-"]).assert_ok("restore");
+    world.write("t.tar", &whole.stdout_bytes);
+    fs::create_dir(world.path("untarred")).unwrap();
+    let mut tar = std::process::Command::new("tar");
+    tar.arg("xf").arg(world.path("t.tar")).arg("-C").arg(world.path("untarred"));
+    assert!(tar.status().unwrap().success());
+    same("tree", "untarred");
+    assert_eq!(of("untarred/a/large").mode(), of("tree/a/large").mode());
+    // Changed and the same again.
+    world.write("tree/a/file", "changed");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    granted.run(&backup).assert_ok("again");
+    let snapshots = granted.run(&["snapshot", "list", "--output-format", "json"]).json();
+    let first = chrono_text(snapshots[0]["backup-time"].as_i64().unwrap());
+    let line = ["diff", &format!("host/me/{first}"), "host/me", "--output-format", "json"];
+    let differences = granted.run(&line).assert_ok("diff").stdout;
+    assert!(differences.contains("/a/file") && !differences.contains("large"), "{differences}");
+}
+
+/// A time as snapshots are named by.
+fn chrono_text(seconds: i64) -> String {
+    let output = std::process::Command::new("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("@{seconds}")])
+        .output();
+    String::from_utf8_lossy(&output.unwrap().stdout).trim().to_owned()
+}
+
+#[test]
+fn plugins_are_tested_against_the_contract() {
+    let world = World::new();
+    let guests = keepwell_test_guests::COMPONENTS.iter();
+    for (name, bytes) in keepwell_builtin::COMPONENTS.iter().chain(guests) {
+        world.write(&format!("{name}.wasm"), bytes);
+        let tested = world.run(["plugin", "test", &format!("{name}.wasm")]);
+        if *name == "guest-hostile" {
+            tested.assert_failed("a hostile plugin");
+            assert!(tested.stdout.contains("FAILED  "), "{}", tested.stdout);
+            continue;
+        }
+        let tested = tested.assert_ok(name);
+        assert!(!tested.stdout.contains("FAILED"), "{name}: {}", tested.stdout);
+        assert!(tested.stdout.contains("ok      it describes itself"), "{name}: {}", tested.stdout);
+    }
+    let tested = world.run(["plugin", "test", "archive-tar.wasm", "--output-format", "json"]);
+    let checks = tested.assert_ok("json").json();
+    let checks = checks.as_array().unwrap();
+    assert!(checks.iter().any(|check| check["check"] == "reader of damaged .tar"), "{checks:?}");
+}

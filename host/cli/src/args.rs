@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use keepwell_engine::pattern::Pattern;
 use keepwell_engine::plugin::{OptionKind, OptionSpec, OptionValue};
-use keepwell_model::{Namespace, size};
+use keepwell_model::{Namespace, duration, size};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -188,7 +188,7 @@ fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
         OptionKind::Flag => return flag(spec.name.clone(), help).help_heading(heading),
         OptionKind::Integer => Arg::new(spec.name.clone()).value_name("N"),
         OptionKind::Size => Arg::new(spec.name.clone()).value_name("SIZE"),
-        OptionKind::Duration => Arg::new(spec.name.clone()).value_name("SECONDS"),
+        OptionKind::Duration => Arg::new(spec.name.clone()).value_name("DURATION"),
         OptionKind::Text if !spec.choices.is_empty() => {
             Arg::new(spec.name.clone()).value_name(spec.choices.join("|"))
         }
@@ -264,7 +264,10 @@ fn checked(spec: &OptionSpec, given: &OsString) -> Result<Vec<u8>> {
             })?;
             return Ok(given.as_bytes().to_vec());
         }
-        OptionKind::Integer | OptionKind::Duration => text()?
+        OptionKind::Duration => {
+            duration::parse(text()?).map_err(|problem| wrong(problem.to_string()))?
+        }
+        OptionKind::Integer => text()?
             .parse::<u64>()
             .map_err(|_| wrong(format!("'{}' is no whole number", given.display())))?,
         OptionKind::Size => size::parse(text()?).map_err(|problem| wrong(problem.to_string()))?,

@@ -102,6 +102,13 @@ impl Plugins {
         Ok(plugins)
     }
 
+    /// Gives a plugin what the settings say.
+    pub(crate) fn allow(&self, loaded: &Loaded) {
+        let Loaded { plugin, info, .. } = loaded;
+        let rights = Rights::of(&info.capabilities, &self.config.grants_of(&info.name));
+        plugin.allow(&info.name, rights, self.config.limits_of(&info.name));
+    }
+
     /// Fails where the settings and the plugins do not agree. What shows and removes plugins goes on.
     pub(crate) fn check_settings(&mut self) -> Result<()> {
         self.mistake.take().map_or(Ok(()), Err)
@@ -113,10 +120,7 @@ impl Plugins {
 
     /// What the settings say of options counts where nothing is given.
     fn configure(&mut self) -> Result<()> {
-        for Loaded { plugin, info, .. } in &self.all {
-            let rights = Rights::of(&info.capabilities, &self.config.grants_of(&info.name));
-            plugin.allow(&info.name, rights, self.config.limits_of(&info.name));
-        }
+        self.all.iter().for_each(|loaded| self.allow(loaded));
         for name in self.config.plugins() {
             if !self.all.iter().any(|loaded| loaded.info.name == name) {
                 tracing::warn!("the settings are about plugin '{name}', and there is none");

@@ -8,6 +8,7 @@ pub mod blob;
 pub mod catalog;
 pub mod chunk;
 pub mod digest;
+pub mod duration;
 pub mod index;
 pub mod manifest;
 pub mod names;

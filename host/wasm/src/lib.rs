@@ -369,7 +369,8 @@ impl Plugin {
         Ok(info)
     }
 
-    fn describe(&self) -> Result<PluginInfo, LoadError> {
+    /// What the plugin says of itself when it is asked anew.
+    pub fn describe(&self) -> Result<PluginInfo, LoadError> {
         let component = self.component()?;
         let has = |interface: &str| component.get_export(None, interface).is_some();
         let is_source = has("keepwell:archive/source@0.1.0");

@@ -1,4 +1,6 @@
-//! `plugin`: what plugins there are, and installing and removing them.
+//! `plugin`: what plugins there are, and testing, installing and removing them.
+
+mod conformance;
 
 use crate::args::{self, flag, is_set, output_options};
 use crate::output::{left, print};
@@ -34,6 +36,16 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
                 .args(output_options(plugins)),
         )
         .subcommand(
+            Command::new("test")
+                .about("Try whether a component keeps to the contract")
+                .long_about(
+                    "Try whether a component keeps to the contract: in each of its roles it is given what a \
+                     host would give it, whole and damaged. What it violates is told.",
+                )
+                .arg(file())
+                .args(output_options(plugins)),
+        )
+        .subcommand(
             Command::new("install")
                 .about("Show what a component is and, once that is confirmed, use it")
                 .long_about(
@@ -58,6 +70,7 @@ pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("list", matches)) => list(&plugins, matches),
         Some(("inspect", matches)) => inspect(&plugins, matches).map(|_| ()),
+        Some(("test", matches)) => test(&plugins, matches),
         Some(("install", matches)) => install(plugins, matches),
         Some(("remove", matches)) => remove(&plugins, matches),
         _ => bail!("no command was given"),
@@ -192,6 +205,30 @@ fn option(spec: &keepwell_engine::plugin::OptionSpec) -> Value {
         "defaults": spec.defaults,
         "choices": spec.choices,
     })
+}
+
+fn test(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
+    let Some(file) = matches.get_one::<PathBuf>("file") else { bail!("missing argument") };
+    let loaded = plugins.load_file(file)?;
+    plugins.allow(&loaded);
+    let findings = conformance::test(&loaded)?;
+    let mut lines = Vec::new();
+    let mut data = Vec::new();
+    for conformance::Finding { check, problem } in &findings {
+        let line = match problem {
+            None => format!("ok      {check}"),
+            Some(problem) => format!("FAILED  {check}: {problem}"),
+        };
+        lines.push(line);
+        data.push(json!({ "check": check, "problem": problem }));
+    }
+    print(plugins, matches, &crate::output::message(data.into(), lines))?;
+    match findings.iter().filter(|finding| finding.problem.is_some()).count() {
+        0 => Ok(()),
+        failed => {
+            bail!("plugin '{}' fails {failed} of {} checks", loaded.info.name, findings.len())
+        }
+    }
 }
 
 fn place(matches: &ArgMatches) -> Result<Place> {
