@@ -477,7 +477,12 @@ impl Walk {
         let known = self.find_unchanged(&place.handle, batch);
         let others = batch.iter().zip(&known).filter(|(_, known)| known.is_none());
         let others: Vec<Listed> = others.map(|(child, _)| child.clone()).collect();
-        let mut opened = place.handle.open_children(&others).into_iter();
+        let opened = place.handle.open_children(&others);
+        // Nothing may be left out without a word.
+        if known.len() != batch.len() || opened.len() != others.len() {
+            return Err(Failure::Other("the host did not answer for each child".into()));
+        }
+        let mut opened = opened.into_iter();
         for (child, known) in batch.iter().zip(known) {
             if let Some((examined, at)) = known {
                 self.leaf(&child.name, &examined, Source::Previous(at))?;
