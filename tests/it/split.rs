@@ -219,6 +219,37 @@ fn of_many_files_only_those_at_the_bad_end_are_read() {
     is_restored(&world, &at(1), "");
 }
 
+/// Small files, between which some are deleted and others are new, must not each bring a large chunk along.
+#[test]
+fn archives_do_not_grow_by_what_nobody_wants() {
+    let world = World::new();
+    let small = |name: &str, seed| world.write(&format!("tree/d03/{name}"), noise(seed, 500));
+    for number in 0..40u64 {
+        for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
+            small(&format!("p{number:02}{name}"), number * 3 + at as u64);
+        }
+    }
+    small("f03", 999);
+    world.write("tree/d03/q", vec![0; 300_000]);
+    world.write("tree/d01/f01", "");
+    fs::create_dir(world.path("tree/d02")).unwrap();
+    fs::hard_link(world.path("tree/d01/f01"), world.path("tree/d02/linked")).unwrap();
+    backup(&world, "data", 1_700_000_000, "");
+    fs::remove_file(world.path("tree/d03/q")).unwrap();
+    for number in 0..40u64 {
+        fs::remove_file(world.path(&format!("tree/d03/p{number:02}b"))).unwrap();
+        small(&format!("p{number:02}d"), 500 + number);
+    }
+    for time in 1..3u64 {
+        backup(&world, "metadata", 1_700_000_000 + time, "");
+        is_restored(&world, &at(time), "");
+        let index = fs::read(world.repo().join(at(time)).join("root.ppxar.didx")).unwrap();
+        let index = keepwell_model::Index::parse_dynamic(index).unwrap();
+        let size = index.chunk(index.len() - 1).unwrap().end;
+        assert!(size < 100_000, "60 kB of content lie in {size} bytes");
+    }
+}
+
 #[test]
 fn what_can_not_be_taken_again_is_read() {
     let world = World::new();

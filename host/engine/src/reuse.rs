@@ -58,6 +58,24 @@ pub(crate) struct Tail {
     pub(crate) start: u64,
 }
 
+/// What a stream has taken so far, and how much of that is wanted: in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Balance {
+    pub(crate) taken: u64,
+    pub(crate) wanted: u64,
+}
+
+impl Balance {
+    pub(crate) fn add(&mut self, taken: u64, wanted: u64) {
+        self.taken = self.taken.saturating_add(taken);
+        self.wanted = self.wanted.saturating_add(wanted);
+    }
+
+    fn is_padded(self) -> bool {
+        self.taken.saturating_sub(self.wanted).saturating_mul(PADDING_SHARE) > self.taken
+    }
+}
+
 /// What is put into the stream, where the wanted bytes lie then, and its new tail.
 #[derive(Debug)]
 pub(crate) struct Reuse {
@@ -68,13 +86,15 @@ pub(crate) struct Reuse {
 
 impl Reusable {
     /// None where the chunks are not there any more, or hold too much else. `position` is the
-    /// stream's length so far; `continues` says that what lies behind will be wanted next.
+    /// stream's length so far; `continues` says that what lies behind will be wanted next. How much of it is not
+    /// known, so chunks are taken on trust only as long as the stream has little padding so far.
     pub(crate) fn take(
         &self,
         wanted: Extent,
         position: u64,
         tail: Option<Tail>,
         continues: bool,
+        mut balance: Balance,
     ) -> std::result::Result<Option<Reuse>, Failure> {
         let Some(end) = wanted.offset.checked_add(wanted.length).filter(|_| wanted.length > 0)
         else {
@@ -100,7 +120,9 @@ impl Reusable {
             taken += chunk.end - chunk.start;
             useful += used_to - chunk.start.max(wanted.offset);
         }
-        if (taken - useful).saturating_mul(PADDING_SHARE) > taken {
+        balance.add(taken, wanted.length);
+        let here = Balance { taken, wanted: useful };
+        if here.is_padded() || (continues && balance.is_padded()) {
             return Ok(None);
         }
         let mut chunks = Vec::with_capacity(last + 1 - from);
@@ -242,14 +264,17 @@ mod tests {
     #[test]
     fn whole_chunks_are_taken_and_the_last_one_is_used_on() {
         let previous = reusable(None);
-        let first = previous.take(extent(5, 245), 1000, None, true).unwrap().unwrap();
+        let rich = Balance { taken: 10_000, wanted: 10_000 };
+        let first = previous.take(extent(5, 245), 1000, None, true, rich).unwrap().unwrap();
         let digests: Vec<_> = first.chunks.iter().map(|chunk| chunk.digest).collect();
         assert_eq!((digests, first.at), ([0, 1, 2].map(digest).to_vec(), 1005));
         assert_eq!(first.tail, Tail { chunk: 2, start: 1200 });
         // What follows in the same chunk needs nothing more; in the next one that.
-        let next = previous.take(extent(250, 20), 1300, Some(first.tail), false).unwrap().unwrap();
+        let tail = Some(first.tail);
+        let next = previous.take(extent(250, 20), 1300, tail, false, rich).unwrap().unwrap();
         assert_eq!((next.chunks.len(), next.at, next.tail), (0, 1250, first.tail));
-        let on = previous.take(extent(270, 130), 1300, Some(next.tail), false).unwrap().unwrap();
+        let tail = Some(next.tail);
+        let on = previous.take(extent(270, 130), 1300, tail, false, rich).unwrap().unwrap();
         assert_eq!((on.chunks.len(), on.at), (1, 1270));
         assert_eq!(on.tail, Tail { chunk: 3, start: 1300 });
     }
@@ -257,9 +282,11 @@ mod tests {
     #[test]
     fn what_is_made_up_is_not_taken() {
         let made_up = Reusable { made_up: vec![(150, 10)], ..reusable(None) };
-        let taken =
-            |from, length| made_up.take(extent(from, length), 0, None, true).unwrap().is_some();
-        assert!(taken(0, 150) && !taken(0, 151) && !taken(100, 100));
+        let none = Balance::default();
+        let taken = |from, length| {
+            made_up.take(extent(from, length), 0, None, false, none).unwrap().is_some()
+        };
+        assert!(taken(0, 100) && !taken(0, 151) && !taken(100, 100));
         assert!(taken(200, 100));
         let mut manifest = Manifest::new("host/a/2020-01-01T00:00:00Z".parse().unwrap());
         let name: ArchiveName = "a.ppxar.didx".parse().unwrap();
@@ -273,15 +300,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_wanted_next_counts_only_where_there_is_little_padding() {
+        let previous = reusable(None);
+        let taken =
+            |balance| previous.take(extent(0, 5), 0, None, true, balance).unwrap().is_some();
+        let balance = |taken, wanted| Balance { taken, wanted };
+        assert!(!taken(Balance::default()), "a few bytes of a chunk, and a promise");
+        assert!(taken(balance(1000, 1000)) && taken(balance(1000, 990)));
+        assert!(!taken(balance(1000, 980)), "it was not kept before");
+    }
+
+    #[test]
     fn too_much_padding_and_missing_chunks_are_not_taken() {
         let previous = reusable(None);
         let taken = |from, length, continues| {
-            previous.take(extent(from, length), 0, None, continues).unwrap().is_some()
+            let rich = Balance { taken: 10_000, wanted: 10_000 };
+            previous.take(extent(from, length), 0, None, continues, rich).unwrap().is_some()
         };
         assert!(!taken(0, 80, false) && taken(0, 80, true) && taken(0, 90, false));
         assert!(!taken(20, 80, false) && !taken(20, 80, true) && taken(20, 380, false));
         assert!(!taken(0, 0, false) && !taken(390, 20, false) && !taken(u64::MAX, 2, false));
-        assert!(reusable(Some(1)).take(extent(0, 200), 0, None, false).unwrap().is_none());
-        assert!(reusable(Some(2)).take(extent(0, 200), 0, None, false).unwrap().is_some());
+        let none = Balance::default();
+        assert!(reusable(Some(1)).take(extent(0, 200), 0, None, false, none).unwrap().is_none());
+        assert!(reusable(Some(2)).take(extent(0, 200), 0, None, false, none).unwrap().is_some());
     }
 }

@@ -4,7 +4,7 @@ use crate::input::InputFile;
 use crate::plugin::{EntryKind, Extent, Failure, Timestamp};
 use crate::progress::{Cancel, Counters};
 use crate::report::{Notice, Omission, Report};
-use crate::reuse::{Reusable, Reuse, Tail};
+use crate::reuse::{Balance, Reusable, Reuse, Tail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use keepwell_model::StoredChunk;
 use keepwell_model::catalog::CatalogKind;
@@ -69,6 +69,7 @@ struct OpenStream {
     /// its length so far
     position: u64,
     tail: Option<Tail>,
+    balance: Balance,
 }
 
 /// Where content of the previous archive lies now, and how long the stream is with it.
@@ -123,6 +124,7 @@ impl Sink {
             pieces,
             position: 0,
             tail: None,
+            balance: Balance::default(),
         });
         Ok(self.streams.len() as u32 - 1)
     }
@@ -201,9 +203,10 @@ impl Sink {
         // Streams are opened in the same order each time.
         let reusable = self.destination.reusable(number).filter(|_| previous.stream == number);
         let Some(reusable) = reusable else { return Ok(None) };
-        let taken = reusable.take(previous, stream.position, stream.tail, continues)?;
+        let OpenStream { position, tail, balance, .. } = *stream;
+        let taken = reusable.take(previous, position, tail, continues, balance)?;
         let Some(Reuse { chunks, at, tail }) = taken else { return Ok(None) };
-        let length = chunks.iter().map(|chunk| chunk.plain_bytes).sum();
+        let length: u64 = chunks.iter().map(|chunk| chunk.plain_bytes).sum();
         Counters::add(&self.counters.reused_bytes, previous.length);
         Counters::add(&self.counters.reused_chunks, chunks.len() as u64);
         if !chunks.is_empty() {
@@ -212,6 +215,7 @@ impl Sink {
         let stream = self.streams.get_mut(number as usize);
         let stream = stream.ok_or_else(|| Failure::Invalid("no such stream".into()))?;
         stream.tail = Some(tail);
+        stream.balance.add(length, previous.length);
         Ok(Some(Reused { at, position: stream.position }))
     }
 

@@ -13,7 +13,9 @@ use keepwell_sdk::archive::{
     skipped,
 };
 use keepwell_sdk::options::{flag, number, values};
-use keepwell_sdk::{EntryKind, Failure, Level, Metadata, OptionValue, empty_metadata, log};
+use keepwell_sdk::{
+    EntryKind, Failure, Level, Metadata, OptionValue, Timestamp, empty_metadata, log,
+};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -188,6 +190,9 @@ struct Unchanged {
     place: Rc<Place>,
     name: Vec<u8>,
     size: u64,
+    modified: Timestamp,
+    /// with its device
+    inode: (u64, u64),
     /// of its PAYLOAD header in the previous archive
     at: u64,
     /// where in the metadata its new place belongs
@@ -576,7 +581,7 @@ impl Walk {
         }
         let mut apart = 0;
         match source {
-            Source::Previous(at) => self.take_again(name, metadata.size, at)?,
+            Source::Previous(at) => self.take_again(name, examined, at)?,
             Source::File(file) if metadata.kind == EntryKind::File && !linked => {
                 apart = self.write_content(&file, metadata.size)?;
             }
@@ -595,7 +600,8 @@ impl Walk {
     }
 
     /// Refers to content of the previous archive.
-    fn take_again(&mut self, name: &[u8], size: u64, at: u64) -> Result<(), Failure> {
+    fn take_again(&mut self, name: &[u8], examined: &Examined, at: u64) -> Result<(), Failure> {
+        let (size, modified) = (examined.metadata.size, examined.metadata.modified);
         if let Some(run) = self.run.as_ref().filter(|run| run.end != at) {
             let gap = at.checked_sub(run.end);
             self.take_run(gap.is_some_and(|gap| gap < GAP_BYTES_MAX))?;
@@ -611,7 +617,9 @@ impl Walk {
             run.directories += 1;
         }
         run.end = at + HEADER_BYTES + size;
-        run.files.push(Unchanged { place, name: name.to_vec(), size, at, word });
+        let inode = (examined.identity.device, examined.identity.inode);
+        let name = name.to_vec();
+        run.files.push(Unchanged { place, name, size, modified, inode, at, word });
         let is_full =
             run.directories >= RUN_DIRECTORIES_MAX || self.out.buffer.len() >= RUN_BYTES_MAX;
         if is_full { self.take_run(true) } else { Ok(()) }
@@ -781,8 +789,19 @@ impl Again<'_> {
     }
 }
 
-/// Content that is not worth being taken again. The entry is written: what can't be opened any more is
-/// copied from the previous archive. Zeros would be taken for the file from then on.
+impl Unchanged {
+    /// Whether what its name leads to is still the file that was examined.
+    fn is(&self, now: &Examined) -> bool {
+        let Timestamp { seconds, nanoseconds } = now.metadata.modified;
+        self.inode == (now.identity.device, now.identity.inode)
+            && self.size == now.metadata.size
+            && (self.modified.seconds, self.modified.nanoseconds) == (seconds, nanoseconds)
+    }
+}
+
+/// Content that is not worth being taken again. The entry is written: where the file is gone, or is another by
+/// now, what belongs to the entry is copied from the previous archive. Zeros, or the content of the other, would be
+/// taken for the file from then on.
 fn read_unchanged(
     stream: &Stream,
     file: &Unchanged,
@@ -791,7 +810,9 @@ fn read_unchanged(
     write_payload(stream, file.size)?;
     let listed = Listed { name: file.name.clone(), kind: EntryKind::File };
     let opened = file.place.handle.open_children(&[listed]).pop();
-    if let Some(Ok(Opened { handle: Some(handle), .. })) = &opened {
+    if let Some(Ok(Opened { handle: Some(handle), examined })) = &opened
+        && file.is(examined)
+    {
         return stream.splice(handle, 0, file.size);
     }
     let mut done = 0;
