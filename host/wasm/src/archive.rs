@@ -199,7 +199,7 @@ impl WasmArchive {
         outcome.map_err(|failure| self.store.data().blamed(failure.into()))
     }
 
-    /// An event of the walk. The root may be left at the end, and nothing else that was not entered.
+    /// An event of the walk. Nothing is left that was not entered: the root is neither.
     fn event_of(&mut self, given: reader::Event) -> Result<Event, Failure> {
         let event = event(given).map_err(|failure| self.store.data().blamed(failure))?;
         match &event {

@@ -15,7 +15,7 @@ use keepwell_engine::report::{Notice, Report};
 use keepwell_engine::sink::Sink;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
@@ -221,6 +221,12 @@ impl log::Host for State {
         });
         Ok(())
     }
+}
+
+/// Since 1970, for plugins that have the right to know it.
+#[expect(clippy::disallowed_methods, reason = "the clock is asked for a plugin, not for the host")]
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Nothing in it moves a terminal's cursor.

@@ -2,8 +2,8 @@
 //! anywhere: each function answers with what says "no", whatever its type. Beyond that there are the rights to clock,
 //! random numbers and environment, and lines written to the standard streams, which are shown.
 
-use crate::state::State;
-use std::time::{SystemTime, UNIX_EPOCH};
+use crate::state::{State, now};
+use std::time::Duration;
 use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
 use wasmtime::component::{Component, Linker, Resource, ResourceAny, ResourceType, Type, Val};
 use wasmtime::{AsContextMut, Engine, Error, Result, StoreContextMut};
@@ -111,7 +111,7 @@ fn granted(
             Val::Tuple(vec![Val::U64(random_word(state)?), Val::U64(random_word(state)?)])
         }
         "wasi:clocks/wall-clock now" => {
-            let now = now(state);
+            let now = clock(state);
             let field = |name: &str, value| (name.to_owned(), value);
             Val::Record(vec![
                 field("seconds", Val::U64(now.as_secs())),
@@ -119,7 +119,7 @@ fn granted(
             ])
         }
         "wasi:clocks/monotonic-clock now" => {
-            Val::U64(u64::try_from(now(state).as_nanos()).unwrap_or(u64::MAX))
+            Val::U64(u64::try_from(clock(state).as_nanos()).unwrap_or(u64::MAX))
         }
         "wasi:clocks/monotonic-clock resolution" => Val::U64(1),
         "wasi:io/streams [method]output-stream.check-write" => {
@@ -165,12 +165,8 @@ fn random_word(state: &State) -> Result<u64> {
 }
 
 /// It stands still without the right to it.
-fn now(state: &State) -> std::time::Duration {
-    if !state.rights.clock {
-        return std::time::Duration::ZERO;
-    }
-    #[expect(clippy::disallowed_methods, reason = "the plugin has the right to ask for it")]
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+fn clock(state: &State) -> Duration {
+    if state.rights.clock { now() } else { Duration::ZERO }
 }
 
 /// "No" in a type: the error of a result, the emptiest value of the others.

@@ -4,14 +4,13 @@ use super::host::{READ_BYTES_MAX, answer};
 use super::process::Process;
 use crate::bindings::archive::keepwell::archive::{commands, paths, scratch, surroundings};
 use crate::bindings::archive::keepwell::types::types as wit;
-use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State};
+use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State, now};
 use keepwell_engine::input::{Directory, InputFile, open_beneath};
 use keepwell_engine::plugin::Failure;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use wasmtime::component::Resource;
 
 type Answer<T> = wasmtime::Result<Result<T, wit::Failure>>;
@@ -203,8 +202,7 @@ impl surroundings::Host for State {
         if !self.rights.clock {
             return answer(Err(self.refused("the time", "clock", "true")));
         }
-        #[expect(clippy::disallowed_methods, reason = "the plugin has the right to ask for it")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = now();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         answer(Ok(wit::Timestamp { seconds, nanoseconds: now.subsec_nanos() }))
     }
