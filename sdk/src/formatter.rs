@@ -1,7 +1,8 @@
 //! For plugins that print results (world `keepwell:formatter/output-formatter`).
 
-use crate::formatter_bindings as bindings;
-use crate::{Failure, OptionValue};
+use crate::bindings::formatter as bindings;
+use crate::{Failure, OptionValue, options};
+use serde::de::DeserializeOwned;
 
 pub use bindings::exports::keepwell::formatter::formatter::{
     Alignment, Column, Document, Environment, Layout, Rendering,
@@ -17,10 +18,14 @@ pub trait Plugin {
 
 /// An output formatter: a pure function from a document to bytes.
 pub trait Formatter {
+    /// what its options are read into, see [`crate::options`]
+    type Options: DeserializeOwned;
+
+    /// What is printed.
     fn render(
         document: Document,
         environment: Environment,
-        options: Vec<OptionValue>,
+        options: Self::Options,
     ) -> Result<Vec<u8>, Failure>;
 }
 
@@ -41,7 +46,7 @@ impl<P: Formatter> bindings::exports::keepwell::formatter::formatter::Guest for 
         options: Vec<OptionValue>,
     ) -> Result<Vec<u8>, Failure> {
         crate::install_panic_hook();
-        P::render(document, environment, options)
+        P::render(document, environment, options::parse(&options)?)
     }
 }
 
@@ -52,7 +57,7 @@ macro_rules! export_output_formatter {
         #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::formatter::Adapter<$plugin>;
-            $crate::formatter_bindings::export_bindings!(Exported with_types_in $crate::formatter_bindings);
+            $crate::bindings::formatter::export_bindings!(Exported with_types_in $crate::bindings::formatter);
         };
     };
 }

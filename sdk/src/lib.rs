@@ -7,6 +7,7 @@
 
 #![allow(clippy::too_many_arguments, reason = "bindings mirror the contract")]
 
+#[doc(hidden)]
 #[allow(
     unsafe_code,
     missing_docs,
@@ -14,15 +15,75 @@
     clippy::all,
     reason = "generated: the lifting and lowering of the component model"
 )]
-mod bindings {
-    pub mod archive {
+pub mod bindings {
+    // Archives are three worlds of one interface each, so that a plugin exports what it has.
+    pub mod archive_source {
         wit_bindgen::generate!({
             path: ["../wit/types", "../wit/archive"],
-            world: "keepwell:archive/archive-plugin",
+            inline: "
+                package keepwell:sdk-source;
+                world only-source {
+                    import keepwell:types/log@0.1.0;
+                    import keepwell:archive/filesystem@0.1.0;
+                    import keepwell:archive/patterns@0.1.0;
+                    import keepwell:archive/archive-sink@0.1.0;
+                    import keepwell:archive/random-access@0.1.0;
+                    import keepwell:archive/paths@0.1.0;
+                    import keepwell:archive/commands@0.1.0;
+                    import keepwell:archive/scratch@0.1.0;
+                    import keepwell:archive/surroundings@0.1.0;
+                    import keepwell:archive/web@0.1.0;
+                    export keepwell:archive/source@0.1.0;
+                }
+            ",
+            world: "only-source",
             generate_all,
             pub_export_macro: true,
             export_macro_name: "export_bindings",
-            default_bindings_module: "keepwell_sdk::archive_bindings",
+            default_bindings_module: "keepwell_sdk::bindings::archive_source",
+            additional_derives: [PartialEq],
+            // They hold handles.
+            additional_derives_ignore: ["request", "origin", "opened", "argument"],
+        });
+    }
+    pub mod archive_about {
+        wit_bindgen::generate!({
+            path: ["../wit/types", "../wit/archive"],
+            inline: "
+                package keepwell:sdk-about;
+                world only-about { export keepwell:archive/about@0.1.0; }
+            ",
+            world: "only-about",
+            pub_export_macro: true,
+            export_macro_name: "export_bindings",
+            default_bindings_module: "keepwell_sdk::bindings::archive_about",
+            additional_derives: [PartialEq],
+            with: { "keepwell:types/types@0.1.0": super::archive_source::keepwell::types::types },
+            generate_all,
+        });
+    }
+    pub mod archive_reader {
+        wit_bindgen::generate!({
+            path: ["../wit/types", "../wit/archive"],
+            inline: "
+                package keepwell:sdk-reader;
+                world only-reader {
+                    import keepwell:archive/random-access@0.1.0;
+                    export keepwell:archive/reader@0.1.0;
+                }
+            ",
+            world: "only-reader",
+            pub_export_macro: true,
+            export_macro_name: "export_bindings",
+            default_bindings_module: "keepwell_sdk::bindings::archive_reader",
+            additional_derives: [PartialEq],
+            with: {
+                "keepwell:types/types@0.1.0": super::archive_source::keepwell::types::types,
+                "keepwell:archive/filesystem@0.1.0": super::archive_source::keepwell::archive::filesystem,
+                "keepwell:archive/archive-sink@0.1.0": super::archive_source::keepwell::archive::archive_sink,
+                "keepwell:archive/random-access@0.1.0": super::archive_source::keepwell::archive::random_access,
+            },
+            generate_all,
         });
     }
     pub mod retention {
@@ -31,10 +92,11 @@ mod bindings {
             world: "keepwell:retention/retention-policy",
             pub_export_macro: true,
             export_macro_name: "export_bindings",
-            default_bindings_module: "keepwell_sdk::retention_bindings",
+            default_bindings_module: "keepwell_sdk::bindings::retention",
+            additional_derives: [PartialEq],
             with: {
-                "keepwell:types/types@0.1.0": super::archive::keepwell::types::types,
-                "keepwell:types/log@0.1.0": super::archive::keepwell::types::log,
+                "keepwell:types/types@0.1.0": super::archive_source::keepwell::types::types,
+                "keepwell:types/log@0.1.0": super::archive_source::keepwell::types::log,
             },
             generate_all,
         });
@@ -45,29 +107,27 @@ mod bindings {
             world: "keepwell:formatter/output-formatter",
             pub_export_macro: true,
             export_macro_name: "export_bindings",
-            default_bindings_module: "keepwell_sdk::formatter_bindings",
+            default_bindings_module: "keepwell_sdk::bindings::formatter",
+            additional_derives: [PartialEq],
             with: {
-                "keepwell:types/types@0.1.0": super::archive::keepwell::types::types,
-                "keepwell:types/log@0.1.0": super::archive::keepwell::types::log,
+                "keepwell:types/types@0.1.0": super::archive_source::keepwell::types::types,
+                "keepwell:types/log@0.1.0": super::archive_source::keepwell::types::log,
             },
             generate_all,
         });
     }
 }
 
-#[doc(hidden)]
-pub use bindings::{
-    archive as archive_bindings, formatter as formatter_bindings, retention as retention_bindings,
-};
-
 pub mod archive;
 pub mod formatter;
 pub mod options;
 pub mod retention;
 pub mod single;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
 
-pub use bindings::archive::keepwell::types::log::Level;
-pub use bindings::archive::keepwell::types::types::{
+pub use bindings::archive_source::keepwell::types::log::Level;
+pub use bindings::archive_source::keepwell::types::types::{
     Capability, EntryKind, ExtendedAttribute, Failure, Metadata, OptionKind, OptionSpec,
     OptionValue, Timestamp,
 };
@@ -93,7 +153,7 @@ pub fn empty_metadata(kind: EntryKind) -> Metadata {
 /// A line for the user.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_family = "wasm")]
-    bindings::archive::keepwell::types::log::write(level, message);
+    bindings::archive_source::keepwell::types::log::write(level, message);
     #[cfg(not(target_family = "wasm"))]
     let _ = (level, message);
 }

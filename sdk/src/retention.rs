@@ -1,7 +1,8 @@
 //! For plugins that decide which snapshots to keep (world `keepwell:retention/retention-policy`).
 
-use crate::retention_bindings as bindings;
-use crate::{Failure, OptionValue};
+use crate::bindings::retention as bindings;
+use crate::{Failure, OptionValue, options};
+use serde::de::DeserializeOwned;
 
 pub use bindings::exports::keepwell::retention::policy::{Decision, Snapshot, Verdict};
 
@@ -15,11 +16,14 @@ pub trait Plugin {
 
 /// A retention policy: a pure function.
 pub trait Policy {
-    /// One decision for each snapshot, in their order: newest first.
+    /// what its options are read into, see [`crate::options`]
+    type Options: DeserializeOwned;
+
+    /// One decision for each snapshot, in their order: newest first. `now` is in Unix seconds.
     fn decide(
         now: i64,
         snapshots: Vec<Snapshot>,
-        options: Vec<OptionValue>,
+        options: Self::Options,
     ) -> Result<Vec<Decision>, Failure>;
 }
 
@@ -54,7 +58,7 @@ impl<P: Policy> bindings::exports::keepwell::retention::policy::Guest for Adapte
         options: Vec<OptionValue>,
     ) -> Result<Vec<Decision>, Failure> {
         crate::install_panic_hook();
-        P::decide(now, snapshots, options)
+        P::decide(now, snapshots, options::parse(&options)?)
     }
 }
 
@@ -65,7 +69,7 @@ macro_rules! export_retention_policy {
         #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::retention::Adapter<$plugin>;
-            $crate::retention_bindings::export_bindings!(Exported with_types_in $crate::retention_bindings);
+            $crate::bindings::retention::export_bindings!(Exported with_types_in $crate::bindings::retention);
         };
     };
 }

@@ -1,10 +1,15 @@
 //! Plugins as an outsider meets them: what they declare becomes flags, what they do wrong is one
 //! line.
 
+use crate::served::Served;
 use crate::support::{Run, World};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
 
 #[test]
 fn compiled_code_is_cached_where_only_we_can_write() {
@@ -264,7 +269,12 @@ impl Granted {
     }
 
     fn run(&self, arguments: &[&str]) -> Run {
+        self.run_with(arguments, |_| {})
+    }
+
+    fn run_with(&self, arguments: &[&str], prepare: impl Fn(&mut Command)) -> Run {
         let mut command = self.world.command();
+        prepare(&mut command);
         for (name, dir) in [("XDG_CONFIG_HOME", "config"), ("KEEPWELL_PLUGIN_PATH", "plugins")] {
             command.env(name, self.world.path(dir));
         }
@@ -275,17 +285,21 @@ impl Granted {
 
     /// What probes get, and what the user is told.
     fn probe(&self, probes: &[&str]) -> (Vec<String>, String) {
+        self.probe_with(probes, |_| {})
+    }
+
+    fn probe_with(&self, probes: &[&str], prepare: impl Fn(&mut Command)) -> (Vec<String>, String) {
         self.world.write("file", "");
         let _ = fs::remove_dir_all(self.world.path("repo/host"));
         let mut arguments = vec!["backup", "a.probe:file", "--backup-id", "me"];
         probes.iter().for_each(|probe| arguments.extend(["--probe", probe]));
-        let told = self.run(&arguments).assert_ok("probes").stderr;
+        let told = self.run_with(&arguments, prepare).assert_ok("probes").stderr;
         let got = self.run(&["restore", "host/me", "a.probe", "-"]).assert_ok("restore").stdout;
         (got.lines().map(str::to_owned).collect(), told)
     }
 }
 
-const PROBES: [&str; 8] = [
+const PROBES: [&str; 10] = [
     "read /etc/passwd",
     "list /etc",
     "run exit 0",
@@ -294,6 +308,8 @@ const PROBES: [&str; 8] = [
     "clock",
     "random",
     "scratch echo x",
+    "fetch http://127.0.0.1:9/",
+    "fetch https://localhost/",
 ];
 
 #[test]
@@ -306,6 +322,84 @@ fn nothing_is_had_without_a_grant() {
     }
     assert!(told.contains("may not have to read '/etc/passwd': it takes"), "{told}");
     assert!(told.contains("plugins.prober.grants.run = ['sh']"), "{told}");
+    assert!(told.contains("plugins.prober.grants.http = ['127.0.0.1:9']"), "{told}");
+}
+
+/// A server that answers each connection with what belongs to its path, and what it was asked.
+fn web_server(answers: &'static [(&str, &str)]) -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked, hear) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut buffer) = (stream.unwrap(), [0; 4096]);
+            let mut request = Vec::new();
+            // The one that has a body ends with it.
+            while !request.ends_with(if request.starts_with(b"POST") {
+                b"sent"
+            } else {
+                b"\r\n\r\n"
+            }) {
+                let read = stream.read(&mut buffer).unwrap();
+                request.extend(&buffer[..read]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let path = request.split(' ').nth(1).unwrap();
+            let (_, answer) = answers.iter().find(|(known, _)| *known == path).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            let _ = asked.send(request);
+        }
+    });
+    (port, hear)
+}
+
+#[test]
+fn web_servers_that_are_granted_are_asked() {
+    let served = Served::new();
+    let (port, asked) = web_server(&[
+        ("/a?b", "HTTP/1.1 200 OK\r\nX-Told: this\r\nContent-Length: 5\r\n\r\nhello"),
+        ("/half", "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"),
+        ("/moved", "HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+    ]);
+    let granted = Granted::new(2, "");
+    let settings = format!(
+        "[plugins.prober.grants]\nrun = ['sh']\nhttp = ['127.0.0.1:{port}', 'LOCALHOST:{}']\n",
+        served.port
+    );
+    granted.world.write("config/keepwell/config.toml", settings);
+    let url = |path: &str| format!("http://127.0.0.1:{port}/{path}");
+    let https = format!("fetch https://localhost:{}/api2/json/none", served.port);
+    let probes = [
+        format!("fetch {}", url("a?b")),
+        format!("send {}", url("a?b")),
+        format!("fetch {}", url("half")),
+        format!("fetch {}", url("moved")),
+        format!("fetch http://localhost:{port}/a"),
+        "fetch gopher://a/".to_owned(),
+        "output printf one; sleep 0.1; printf two".to_owned(),
+        https.clone(),
+    ];
+    let probes: Vec<&str> = probes.iter().map(String::as_str).collect();
+    let (got, told) = granted.probe(&probes);
+    assert_eq!(got[0], "200 Some(\"this\") hello");
+    assert_eq!(got[1], got[0]);
+    assert!(got[2].contains("was lost"), "half an answer is none: {got:?}");
+    assert_eq!(got[3], "302 None ");
+    assert!(got[4].contains("may not have answers of 'localhost:"), "{got:?}");
+    assert!(got[5].contains("no URL of a web server: 'gopher://a/'"), "{got:?}");
+    assert_eq!(got[6], "onetwo");
+    assert!(got[7].contains("none that this system trusts"), "{got:?}");
+    assert!(told.contains("plugins.prober.grants.http = ['localhost:"), "{told}");
+    let requests: Vec<String> = asked.try_iter().collect();
+    assert_eq!(requests.len(), 4, "{requests:?}");
+    assert!(requests[0].contains("\r\nx-key: value\r\n"), "{requests:?}");
+    assert!(requests[1].starts_with("POST ") && requests[1].ends_with("\r\n\r\nsent"));
+    // A system that trusts it.
+    let roots = served.world.path("srv/proxy.pem");
+    let (got, _) = granted.probe_with(&[&https], |command| {
+        command.env("SSL_CERT_FILE", &roots);
+    });
+    assert!(got[0].starts_with("401 None "), "{got:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use keepwell_sdk::archive::{
     ArchiveType, Argument, Chunking, Info, Origin, OriginKind, Plugin, Process, Reader, Request,
     Source, Summary, open_stream,
 };
+use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::single::SingleFile;
 use keepwell_sdk::{Capability, Failure};
 
@@ -39,7 +40,9 @@ fn words(text: &[u8]) -> Vec<Vec<u8>> {
 }
 
 impl Source for Dump {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = NoOptions;
+
+    fn write_archive(origin: Origin, request: Request, _: NoOptions) -> Result<Summary, Failure> {
         let Origin::File(file) = origin else {
             return Err(Failure::Unsupported("a command is read from a file".into()));
         };

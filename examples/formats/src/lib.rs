@@ -3,11 +3,20 @@
 //! They print the data that `json` prints, not what tables show.
 
 use keepwell_sdk::formatter::{Document, Environment, Formatter, Info, Plugin};
-use keepwell_sdk::options::{option, value};
-use keepwell_sdk::{Failure, OptionKind, OptionSpec, OptionValue};
+use keepwell_sdk::options::option;
+use keepwell_sdk::{Failure, OptionKind, OptionSpec};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub struct Formats;
+
+/// What is given on the command line, or else the defaults.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Options {
+    csv_separator: String,
+    metric_prefix: String,
+}
 
 impl Plugin for Formats {
     fn describe() -> Info {
@@ -31,19 +40,20 @@ impl Plugin for Formats {
 }
 
 impl Formatter for Formats {
+    type Options = Options;
+
     fn render(
         document: Document,
         environment: Environment,
-        options: Vec<OptionValue>,
+        options: Options,
     ) -> Result<Vec<u8>, Failure> {
         let data: Value = serde_json::from_str(&document.data)
             .map_err(|problem| Failure::Invalid(format!("document: {problem}")))?;
-        let text = |name| String::from_utf8_lossy(value(&options, name).unwrap_or_default());
         let mut out = String::new();
         match environment.format.as_str() {
-            "csv" => csv(&rows(data), &text("csv-separator"), &mut out),
+            "csv" => csv(&rows(data), &options.csv_separator, &mut out),
             "yaml" => yaml(&data, 0, &mut out),
-            _ => prometheus(&rows(data), &text("metric-prefix"), &mut out),
+            _ => prometheus(&rows(data), &options.metric_prefix, &mut out),
         }
         Ok(out.into_bytes())
     }

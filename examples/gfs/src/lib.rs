@@ -3,36 +3,71 @@
 //!
 //! `prune GROUP --policy gfs --keep-within 2d --within-daily 14d --within-monthly 365d --keep-tagged release`
 
-use keepwell_sdk::options::{number, option, values};
+use keepwell_sdk::options::option;
 use keepwell_sdk::retention::{Decision, Info, Plugin, Policy, Snapshot, Verdict};
-use keepwell_sdk::{Failure, OptionKind, OptionSpec, OptionValue};
+use keepwell_sdk::{Failure, OptionKind, OptionSpec};
+use serde::Deserialize;
 use std::collections::HashSet;
 
 pub struct Gfs;
 
-/// What tells the periods apart: days since 1970 in local time, and what is counted.
-type Period = fn(i64) -> i64;
+/// What is given on the command line; durations are in seconds.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Options {
+    keep_within: Option<i64>,
+    within_daily: Option<i64>,
+    within_weekly: Option<i64>,
+    within_monthly: Option<i64>,
+    within_yearly: Option<i64>,
+    keep_tagged: Vec<String>,
+}
 
-const RULES: [(&str, &str, Period); 4] = [
-    ("within-daily", "Keep the newest of each day, if it is younger than this", |day| day),
-    // Day 0 was a Thursday; weeks begin on Mondays.
-    ("within-weekly", "Keep the newest of each week, if it is younger than this", |day| {
-        (day + 3).div_euclid(7)
-    }),
-    ("within-monthly", "Keep the newest of each month, if it is younger than this", |day| {
-        let (year, month) = month_of(day);
-        year * 12 + month
-    }),
-    ("within-yearly", "Keep the newest of each year, if it is younger than this", |day| {
-        month_of(day).0
-    }),
+/// Keeps the newest of each period, if it is younger than its option says.
+struct Rule {
+    name: &'static str,
+    help: &'static str,
+    limit: fn(&Options) -> Option<i64>,
+    /// the period of a day since 1970 in local time
+    period: fn(i64) -> i64,
+}
+
+const RULES: [Rule; 4] = [
+    Rule {
+        name: "within-daily",
+        help: "Keep the newest of each day, if it is younger than this",
+        limit: |options| options.within_daily,
+        period: |day| day,
+    },
+    Rule {
+        name: "within-weekly",
+        help: "Keep the newest of each week, if it is younger than this",
+        limit: |options| options.within_weekly,
+        // Day 0 was a Thursday; weeks begin on Mondays.
+        period: |day| (day + 3).div_euclid(7),
+    },
+    Rule {
+        name: "within-monthly",
+        help: "Keep the newest of each month, if it is younger than this",
+        limit: |options| options.within_monthly,
+        period: |day| {
+            let (year, month) = month_of(day);
+            year * 12 + month
+        },
+    },
+    Rule {
+        name: "within-yearly",
+        help: "Keep the newest of each year, if it is younger than this",
+        limit: |options| options.within_yearly,
+        period: |day| month_of(day).0,
+    },
 ];
 
 impl Plugin for Gfs {
     fn describe() -> Info {
         let within =
             option("keep-within", OptionKind::Duration, "Keep all that are younger than this");
-        let rules = RULES.map(|(name, help, _)| option(name, OptionKind::Duration, help));
+        let rules = RULES.map(|rule| option(rule.name, OptionKind::Duration, rule.help));
         let help = "Keep those whose notes have this word";
         let tagged =
             OptionSpec { repeatable: true, ..option("keep-tagged", OptionKind::Text, help) };
@@ -60,19 +95,19 @@ fn month_of(day: i64) -> (i64, i64) {
 }
 
 impl Policy for Gfs {
+    type Options = Options;
+
     fn decide(
         now: i64,
         snapshots: Vec<Snapshot>,
-        options: Vec<OptionValue>,
+        options: Options,
     ) -> Result<Vec<Decision>, Failure> {
-        let tags: Vec<&[u8]> = values(&options, "keep-tagged").collect();
-        let within = |name| number(&options, name).and_then(|seconds| i64::try_from(seconds).ok());
         let mut met: HashSet<(&str, i64)> = HashSet::new();
         let decisions = snapshots.iter().map(|snapshot| {
             let age = now.saturating_sub(snapshot.taken);
-            let is_within = |name| within(name).is_some_and(|limit| age <= limit);
+            let is_within = |limit: Option<i64>| limit.is_some_and(|limit| age <= limit);
             let mut words = snapshot.notes.split_whitespace();
-            if words.any(|word| tags.contains(&word.as_bytes())) {
+            if words.any(|word| options.keep_tagged.iter().any(|tag| tag == word)) {
                 return keep("tagged");
             }
             // One that runs, or broke off: it can't stand for a day.
@@ -80,10 +115,10 @@ impl Policy for Gfs {
                 return keep("not finished");
             }
             let day = (snapshot.taken + i64::from(snapshot.utc_offset_seconds)).div_euclid(86_400);
-            let mut reason = is_within("keep-within").then_some("within");
-            for (name, _, period) in RULES {
+            let mut reason = is_within(options.keep_within).then_some("within");
+            for Rule { name, limit, period, .. } in RULES {
                 // It stands for its period even where another rule keeps it.
-                if is_within(name) && met.insert((name, period(day))) {
+                if is_within(limit(&options)) && met.insert((name, period(day))) {
                     reason = reason.or(Some(name));
                 }
             }
@@ -106,6 +141,7 @@ keepwell_sdk::export_retention_policy!(Gfs);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keepwell_sdk::options::{given, parse};
     use keepwell_sdk::retention::snapshot_at;
 
     const DAY: i64 = 86_400;
@@ -114,11 +150,8 @@ mod tests {
 
     fn kept(ages: &[i64], options: &[(&str, &str)]) -> Vec<i64> {
         let snapshots = ages.iter().map(|age| snapshot_at(NOW - age)).collect();
-        let value = |(name, value): &(&str, &str)| OptionValue {
-            name: (*name).into(),
-            value: value.as_bytes().to_vec(),
-        };
-        let decisions = Gfs::decide(NOW, snapshots, options.iter().map(value).collect()).unwrap();
+        let options = parse(&given(options)).unwrap();
+        let decisions = Gfs::decide(NOW, snapshots, options).unwrap();
         let kept = ages.iter().zip(decisions).filter(|(_, made)| made.verdict == Verdict::Keep);
         kept.map(|(age, _)| *age).collect()
     }
@@ -151,9 +184,9 @@ mod tests {
     fn what_is_tagged_or_not_finished_stays() {
         let tagged = Snapshot { notes: "the release\n2.0".into(), ..snapshot_at(0) };
         let running = Snapshot { finished: false, ..snapshot_at(0) };
-        let word = OptionValue { name: "keep-tagged".into(), value: b"release".to_vec() };
+        let options = Options { keep_tagged: vec!["release".into()], ..Options::default() };
         let all = vec![tagged, running, snapshot_at(0)];
-        let made = Gfs::decide(NOW, all, vec![word]).unwrap();
+        let made = Gfs::decide(NOW, all, options).unwrap();
         let reasons: Vec<&str> = made.iter().map(|made| made.reason.as_str()).collect();
         assert_eq!(reasons, ["tagged", "not finished", "older than all rules"]);
     }

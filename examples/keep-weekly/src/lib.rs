@@ -1,12 +1,19 @@
 //! Keeps the newest snapshot of each of the last `--weeks` weeks: a whole retention policy.
 
-use keepwell_sdk::options::{number, option};
+use keepwell_sdk::options::option;
 use keepwell_sdk::retention::{Decision, Info, Plugin, Policy, Snapshot, Verdict};
-use keepwell_sdk::{Failure, OptionKind, OptionSpec, OptionValue};
+use keepwell_sdk::{Failure, OptionKind, OptionSpec};
+use serde::Deserialize;
 
 const WEEK_SECONDS: i64 = 7 * 86_400;
 
 pub struct KeepWeekly;
+
+/// What is given on the command line.
+#[derive(Deserialize)]
+pub struct Options {
+    weeks: Option<u64>,
+}
 
 impl Plugin for KeepWeekly {
     fn describe() -> Info {
@@ -22,12 +29,14 @@ impl Plugin for KeepWeekly {
 }
 
 impl Policy for KeepWeekly {
+    type Options = Options;
+
     fn decide(
         _now: i64,
         snapshots: Vec<Snapshot>,
-        options: Vec<OptionValue>,
+        options: Options,
     ) -> Result<Vec<Decision>, Failure> {
-        let weeks = number(&options, "weeks").unwrap_or(u64::MAX);
+        let weeks = options.weeks.unwrap_or(u64::MAX);
         let mut seen: Vec<i64> = Vec::new();
         let decide = |snapshot: Snapshot| {
             let local = snapshot.taken + i64::from(snapshot.utc_offset_seconds);
@@ -56,8 +65,7 @@ mod tests {
     #[test]
     fn one_of_each_week_is_kept() {
         let times = [20, 19, 10, 2, 1].map(|day| snapshot_at(day * 86_400));
-        let options = vec![OptionValue { name: "weeks".into(), value: b"2".to_vec() }];
-        let decisions = KeepWeekly::decide(0, times.into(), options).unwrap();
+        let decisions = KeepWeekly::decide(0, times.into(), Options { weeks: Some(2) }).unwrap();
         let kept: Vec<bool> = decisions.iter().map(|d| d.verdict == Verdict::Keep).collect();
         assert_eq!(kept, [true, false, true, false, false]);
     }

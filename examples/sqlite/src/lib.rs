@@ -6,6 +6,7 @@ use keepwell_sdk::archive::{
     ArchiveType, Argument, Chunking, Info, Origin, OriginKind, Plugin, Process, Reader, Request,
     Source, Summary, open_stream, scratch,
 };
+use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::single::SingleFile;
 use keepwell_sdk::{Capability, Failure};
 
@@ -34,7 +35,9 @@ impl Plugin for Sqlite {
 }
 
 impl Source for Sqlite {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = NoOptions;
+
+    fn write_archive(origin: Origin, request: Request, _: NoOptions) -> Result<Summary, Failure> {
         let Origin::File(file) = origin else {
             return Err(Failure::Unsupported("a database is a file".into()));
         };

@@ -7,8 +7,9 @@ use keepwell_sdk::archive::{
     Source, Stream, Summary, Verdict, catalog_add, catalog_enter, catalog_leave, catalog_open,
     open_stream, skipped,
 };
-use keepwell_sdk::options::{option, values};
+use keepwell_sdk::options::{Bytes, option};
 use keepwell_sdk::{EntryKind, Failure, OptionKind, OptionSpec};
+use serde::Deserialize;
 use std::collections::HashMap;
 
 /// Names read, and files opened, at a time.
@@ -17,6 +18,13 @@ const BATCH: u32 = 256;
 const WRITE_BYTES: usize = 256 << 10;
 /// Deeper trees could not be restored.
 const DEPTH_MAX: usize = 2000;
+
+/// What is given on the command line.
+#[derive(Deserialize)]
+pub struct Options {
+    #[serde(default)]
+    exclude: Vec<Bytes>,
+}
 
 pub fn exclude_option() -> OptionSpec {
     let help = "Leave out what matches a pattern, such as '*.o', '/tmp' or 'cache/'";
@@ -35,12 +43,18 @@ struct Writer {
 }
 
 impl Source for Tar {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = Options;
+
+    fn write_archive(
+        origin: Origin,
+        request: Request,
+        options: Options,
+    ) -> Result<Summary, Failure> {
         let Origin::Directory(root) = origin else {
             return Err(Failure::Unsupported("a tar is made of a directory".into()));
         };
         let excludes = PatternList::new();
-        for pattern in values(&request.options, "exclude") {
+        for Bytes(pattern) in &options.exclude {
             excludes.push(pattern, &[]).map_err(Failure::Invalid)?;
         }
         let examined = root.examine()?;

@@ -150,6 +150,7 @@ impl Config {
         let mut grants: Vec<Capability> = all("read", Capability::Read)
             .chain(all("run", Capability::Run))
             .chain(all("environment", Capability::Environment))
+            .chain(all("http", Capability::Http))
             .collect();
         let is_true = |name| get(name).and_then(Value::as_bool) == Some(true);
         grants.extend(is_true("clock").then_some(Capability::Clock));
@@ -296,18 +297,24 @@ fn check(key: &[String], value: &Value) -> Result<()> {
 
 fn check_grant(grant: &str, value: &Value) -> Result<()> {
     match (grant, value) {
-        ("read" | "run" | "environment", Value::Array(values)) => {
+        ("read" | "run" | "environment" | "http", Value::Array(values)) => {
             let wrong = values.iter().find(|value| {
                 let text = value.as_str().unwrap_or_default();
-                text.is_empty() || (grant == "read" && !text.starts_with('/'))
+                let is_right = match grant {
+                    "read" => text.starts_with('/'),
+                    "http" => !text.contains(['/', '@', '*']),
+                    _ => true,
+                };
+                text.is_empty() || !is_right
             });
             match (wrong, grant) {
                 (None, _) => Ok(()),
                 (Some(value), "read") => bail!("{value} is no absolute path"),
+                (Some(value), "http") => bail!("{value} is neither HOST nor HOST:PORT"),
                 (Some(value), _) => bail!("{value} is no name"),
             }
         }
-        ("read" | "run" | "environment", _) => bail!("{value} is no list of texts"),
+        ("read" | "run" | "environment" | "http", _) => bail!("{value} is no list of texts"),
         ("clock" | "random", Value::Boolean(_)) => Ok(()),
         ("clock" | "random", _) => bail!("{value} is neither true nor false"),
         ("scratch", Value::String(size)) => match keepwell_model::size::parse(size) {
@@ -315,7 +322,9 @@ fn check_grant(grant: &str, value: &Value) -> Result<()> {
             Err(problem) => bail!("{problem}"),
         },
         ("scratch", _) => bail!("{value} is no size such as '1GiB'"),
-        _ => bail!("there is no such grant: use read, run, environment, clock, random or scratch"),
+        _ => bail!(
+            "there is no such grant: use read, run, environment, http, clock, random or scratch"
+        ),
     }
 }
 
@@ -359,11 +368,13 @@ mod tests {
     fn plugins_have_grants_and_limits_of_their_own() {
         let text = "limits.call-seconds = 3\n[plugins.x]\nlimits.memory = '64MiB'\n\
                     [plugins.x.grants]\nread = ['/srv']\nrun = ['a', 'b']\nclock = true\n\
-                    random = false\nscratch = '1KiB'\n";
+                    random = false\nscratch = '1KiB'\nhttp = ['h:1']\n";
         let config = config(&[text]).unwrap();
         let run = |program: &str| Capability::Run(program.into());
         let read = Capability::Read("/srv".into());
-        let expected = [read, run("a"), run("b"), Capability::Clock, Capability::Scratch(1024)];
+        let http = Capability::Http("h:1".into());
+        let expected =
+            [read, run("a"), run("b"), http, Capability::Clock, Capability::Scratch(1024)];
         assert_eq!(config.grants_of("x"), expected);
         assert!(config.grants_of("y").is_empty());
         let (x, y) = (config.limits_of("x"), config.limits_of("y"));
@@ -386,6 +397,7 @@ mod tests {
             ("plugins.x.other = 1", "no such setting"),
             ("plugins.x.grants.read = ['etc']", "no absolute path"),
             ("plugins.x.grants.run = 'sh'", "no list of texts"),
+            ("plugins.x.grants.http = ['https://a/']", "neither HOST nor HOST:PORT"),
             ("plugins.x.grants.clock = 1", "neither true nor false"),
             ("plugins.x.grants.scratch = 'much'", "plugins.x.grants.scratch: "),
             ("plugins.x.grants.all = true", "no such grant"),

@@ -1,6 +1,7 @@
 //! The plugins at hand, and which of them serves what.
 
 pub(crate) mod places;
+mod web;
 
 use crate::args;
 use crate::config::Config;
@@ -11,6 +12,8 @@ pub(crate) use keepwell_wasm::Limits;
 use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Rights, Runtime};
 use places::{Place, Trust};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use web::PluginWeb;
 
 /// A plugin and what it says of itself.
 pub(crate) struct Loaded {
@@ -87,7 +90,7 @@ impl Plugins {
     pub(crate) fn load() -> Result<Self> {
         let config = Config::load()?;
         let cache = cache_dir().and_then(|dir| CodeCache::open(&dir));
-        let runtime = Runtime::new(cache, config.limits())?;
+        let runtime = Runtime::new(cache, config.limits(), Some(Arc::new(PluginWeb::new())))?;
         let (all, refused) = (Vec::new(), Vec::new());
         let mut plugins = Self { runtime, all, refused, config, mistake: None };
         for place in places::all() {

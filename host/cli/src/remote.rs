@@ -72,7 +72,8 @@ fn eprint(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn proxy() -> Result<Option<Proxy>> {
+/// What all connections go through.
+pub(crate) fn proxy() -> Result<Option<Proxy>> {
     match std::env::var("ALL_PROXY").ok().filter(|text| !text.is_empty()) {
         Some(text) => Ok(Some(text.parse().context("ALL_PROXY")?)),
         None => Ok(None),

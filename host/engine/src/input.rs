@@ -5,6 +5,7 @@
 
 pub(crate) mod attributes;
 
+use crate::Cancel;
 use crate::plugin::{EntryKind, Failure, Metadata, Timestamp};
 use crate::report::shown_path;
 use attributes::{ChildName, Probes};
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where an inode lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub struct InputFile {
     /// it has fewer blocks than its size needs
     pub is_sparse: bool,
     pub kind: EntryKind,
+    /// bytes that were read on
+    read: AtomicU64,
 }
 
 const OPEN_FLAGS: OFlags = OFlags::RDONLY
@@ -228,6 +232,7 @@ impl Directory {
             size: examined.metadata.size,
             is_sparse: examined.blocks.saturating_mul(512) < examined.metadata.size,
             kind: EntryKind::File,
+            read: AtomicU64::new(0),
         };
         Ok(Opened { examined: examined.into(), handle: Some(Arc::new(file)) })
     }
@@ -274,7 +279,8 @@ impl InputFile {
         let name = path.file_name().unwrap_or(path.as_os_str());
         let name = std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec();
         let place = Arc::new(Place { parent: None, name });
-        Ok(Self { file, place, probes: Arc::default(), size, is_sparse, kind })
+        let (probes, read) = (Arc::default(), AtomicU64::new(0));
+        Ok(Self { file, place, probes, size, is_sparse, kind, read })
     }
 
     pub fn examine(&self) -> Result<Examined, Failure> {
@@ -310,9 +316,42 @@ impl InputFile {
         loop {
             match std::io::Read::read(&mut &self.file, buffer) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                other => return other,
+                Ok(read) => {
+                    self.read.fetch_add(read as u64, Ordering::Relaxed);
+                    return Ok(read);
+                }
+                error => return error,
             }
         }
+    }
+
+    /// Reads at a position, where that is possible; what can only be read on is waited for. 0 at the end.
+    pub fn read_or_wait(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        cancel: &Cancel,
+    ) -> Result<usize, Failure> {
+        let failed = |error: std::io::Error| Failure::Io(error.to_string());
+        if matches!(self.kind, EntryKind::File | EntryKind::BlockDevice) {
+            return self.read_at(buffer, offset).map_err(failed);
+        }
+        let read = self.read.load(Ordering::Relaxed);
+        if offset != read {
+            let text = format!("a pipe is read on: its next byte is {read}, not {offset}");
+            return Err(Failure::Unsupported(text));
+        }
+        while !buffer.is_empty() {
+            cancel.check()?;
+            if !self.wait().map_err(failed)? {
+                continue;
+            }
+            match self.read_on(buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                other => return other.map_err(failed),
+            }
+        }
+        Ok(0)
     }
 
     /// Its size now.

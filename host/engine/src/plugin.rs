@@ -143,6 +143,8 @@ pub enum Capability {
     Random,
     /// bytes
     Scratch(u64),
+    /// a host, perhaps with a port
+    Http(String),
 }
 
 impl std::fmt::Display for Capability {
@@ -154,6 +156,7 @@ impl std::fmt::Display for Capability {
             Self::Clock => f.write_str("clock"),
             Self::Random => f.write_str("random"),
             Self::Scratch(bytes) => write!(f, "scratch {bytes} bytes"),
+            Self::Http(host) => write!(f, "http {host}"),
         }
     }
 }

@@ -173,8 +173,7 @@ pub(crate) enum Attempt {
 
 pub(crate) async fn connect(place: &Place, expected: Option<Fingerprint>) -> Result<Attempt> {
     let address = place.address();
-    let stream = timeout(CONNECT_TIMEOUT, open(place));
-    let stream = stream.await.map_err(|_| Error::ConnectTimeout { address: address.clone() })??;
+    let stream = open(place).await?;
     let mut provider = rustls::crypto::ring::default_provider();
     // As safe for a connection as a longer key, and less work.
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != TLS13_AES_128_GCM_SHA256);
@@ -206,7 +205,13 @@ fn server_name(host: &str) -> ServerName<'static> {
     ServerName::try_from(bare.to_owned()).unwrap_or(ServerName::from(Ipv4Addr::UNSPECIFIED))
 }
 
-async fn open(place: &Place) -> Result<TcpStream> {
+/// Without TLS.
+pub(crate) async fn open(place: &Place) -> Result<TcpStream> {
+    let late = |_| Error::ConnectTimeout { address: place.address() };
+    timeout(CONNECT_TIMEOUT, open_slowly(place)).await.map_err(late)?
+}
+
+async fn open_slowly(place: &Place) -> Result<TcpStream> {
     let (host, port) = match &place.proxy {
         Some(proxy) => (&proxy.host, proxy.port),
         None => (&place.host, place.port),

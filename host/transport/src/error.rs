@@ -17,6 +17,11 @@ pub enum Error {
     ConnectTimeout { address: String },
     #[error("certificate validation failed - Certificate fingerprint was not confirmed.")]
     NotConfirmed { presented: String },
+    #[error("the certificate of {address} is none that this system trusts")]
+    Untrusted { address: String },
+    /// there can be no such request
+    #[error("{0}")]
+    Request(String),
     #[error("connection to {address} failed: {source}")]
     Tls {
         address: String,

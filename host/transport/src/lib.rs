@@ -18,6 +18,7 @@ mod reader;
 mod session;
 mod store;
 pub mod ticket;
+pub mod web;
 
 pub use cache::TicketCache;
 pub use client::{BareSession, Client, ClientOptions, Confirm, Secret, Trust};

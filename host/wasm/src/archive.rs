@@ -3,6 +3,7 @@
 mod capabilities;
 mod host;
 pub(crate) mod process;
+pub(crate) mod web;
 
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::exports::keepwell::archive::{about, reader, source};

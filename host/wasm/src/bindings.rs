@@ -18,6 +18,7 @@ pub(crate) mod archive {
             "keepwell:archive/archive-sink.stream": crate::state::StreamHandle,
             "keepwell:archive/random-access.bytes": crate::state::BytesHandle,
             "keepwell:archive/commands.process": crate::state::ProcessHandle,
+            "keepwell:archive/web.response": crate::state::ResponseHandle,
         },
     });
 }

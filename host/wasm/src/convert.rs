@@ -196,6 +196,7 @@ impl From<wit::Capability> for Capability {
             wit::Capability::Clock => Self::Clock,
             wit::Capability::Random => Self::Random,
             wit::Capability::Scratch(bytes) => Self::Scratch(bytes),
+            wit::Capability::Http(host) => Self::Http(host),
         }
     }
 }

@@ -15,6 +15,7 @@ mod rights;
 mod state;
 mod wasi;
 
+pub use archive::web::{Url, Web, WebRequest, WebResponse};
 pub use cache::CodeCache;
 pub use rights::Rights;
 
@@ -168,6 +169,7 @@ struct Shared {
     engine: Engine,
     cache: Option<CodeCache>,
     limits: Limits,
+    web: Option<Arc<dyn Web>>,
     ticker: OnceLock<()>,
 }
 
@@ -175,8 +177,12 @@ struct Shared {
 pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 impl Runtime {
-    /// `cache` keeps compiled code; without one, every start compiles.
-    pub fn new(cache: Option<CodeCache>, limits: Limits) -> Result<Self, LoadError> {
+    /// `cache` keeps compiled code; without one, every start compiles. `web` makes the requests of plugins.
+    pub fn new(
+        cache: Option<CodeCache>,
+        limits: Limits,
+        web: Option<Arc<dyn Web>>,
+    ) -> Result<Self, LoadError> {
         let mut config = Config::new();
         config.wasm_component_model(true);
         config.epoch_interruption(true);
@@ -184,11 +190,15 @@ impl Runtime {
         config.wasm_backtrace_max_frames(None);
         let engine = Engine::new(&config).map_err(|error| LoadError::Runtime(error.to_string()))?;
         let ticker = OnceLock::new();
-        Ok(Self { shared: Arc::new(Shared { engine, cache, limits, ticker }) })
+        Ok(Self { shared: Arc::new(Shared { engine, cache, limits, web, ticker }) })
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.shared.engine
+    }
+
+    pub(crate) fn web(&self) -> Option<Arc<dyn Web>> {
+        self.shared.web.clone()
     }
 
     /// Epochs pass from now on, as long as the engine lives.

@@ -14,6 +14,8 @@ pub struct Rights {
     pub(crate) random: bool,
     /// bytes
     pub(crate) scratch: Option<u64>,
+    /// hosts, perhaps with ports
+    pub(crate) http: Vec<String>,
 }
 
 /// In what is asked for: whatever is granted.
@@ -39,11 +41,13 @@ impl Rights {
         let clock = self.clock.then_some(Capability::Clock);
         let random = self.random.then_some(Capability::Random);
         let scratch = self.scratch.map(Capability::Scratch);
-        read.chain(run).chain(environment).chain(clock).chain(random).chain(scratch).collect()
+        let http = self.http.iter().cloned().map(Capability::Http);
+        let all = read.chain(run).chain(environment).chain(clock).chain(random).chain(scratch);
+        all.chain(http).collect()
     }
 
     fn add(&mut self, asked: &Capability, granted: &Capability) {
-        use Capability::{Clock, Environment, Random, Read, Run, Scratch};
+        use Capability::{Clock, Environment, Http, Random, Read, Run, Scratch};
         let is_same = |asked: &String, granted: &String| asked == ANY || asked == granted;
         match (asked, granted) {
             (Read(asked), Read(granted)) => {
@@ -60,6 +64,9 @@ impl Rights {
             (Run(asked), Run(granted)) if is_same(asked, granted) => self.run.push(granted.clone()),
             (Environment(asked), Environment(granted)) if is_same(asked, granted) => {
                 self.environment.push(granted.clone());
+            }
+            (Http(asked), Http(granted)) if is_same(asked, granted) => {
+                self.http.push(granted.to_ascii_lowercase());
             }
             (Clock, Clock) => self.clock = true,
             (Random, Random) => self.random = true,

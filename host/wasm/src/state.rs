@@ -3,9 +3,10 @@
 #![allow(unreachable_pub, reason = "generated code re-exports the handles")]
 
 use crate::archive::process::{Process, Teller};
+use crate::archive::web::Fetched;
 use crate::bindings::archive::ArchivePlugin;
 use crate::bindings::archive::keepwell::types::log;
-use crate::{Limits, LoadError, Plugin, Rights, Runtime, TICK, wasi};
+use crate::{Limits, LoadError, Plugin, Rights, Runtime, TICK, Web, wasi};
 use keepwell_engine::Cancel;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::input::{Directory, InputFile};
@@ -26,6 +27,7 @@ pub struct PatternHandle(pub(crate) PatternList);
 pub struct StreamHandle(pub(crate) u32);
 pub struct BytesHandle(pub(crate) Arc<dyn RandomAccess>);
 pub struct ProcessHandle(pub(crate) Process);
+pub struct ResponseHandle(pub(crate) Fetched);
 
 /// The host's side of one instance.
 pub(crate) struct State {
@@ -36,6 +38,7 @@ pub(crate) struct State {
     pub(crate) sink: Option<Sink>,
     report: Option<Report>,
     pub(crate) rights: Rights,
+    pub(crate) web: Option<Arc<dyn Web>>,
     pub(crate) cancel: Cancel,
     /// made when it is first asked for
     pub(crate) scratch: Option<TempDir>,
@@ -142,7 +145,7 @@ impl State {
         let text = format!("plugin '{plugin}' may not have {what}");
         if self.refused.len() < REFUSALS_MAX && self.refused.insert(text.clone()) {
             let value = match key {
-                "read" | "run" | "environment" => format!("['{value}']"),
+                "read" | "run" | "environment" | "http" => format!("['{value}']"),
                 "scratch" => format!("'{value}'"),
                 _ => value.to_owned(),
             };
@@ -293,6 +296,7 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         sink: None,
         report,
         rights: plugin.rights(),
+        web: runtime.web(),
         cancel: match &patience {
             Patience::Until(cancel) => cancel.clone(),
             Patience::Limited => Cancel::default(),

@@ -5,7 +5,7 @@ use keepwell_engine::plugin::{OptionValue, PolicySnapshot};
 use std::time::Instant;
 
 fn runtime(limits: Limits) -> Runtime {
-    Runtime::new(None, limits).unwrap()
+    Runtime::new(None, limits, None).unwrap()
 }
 
 #[test]

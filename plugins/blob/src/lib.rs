@@ -5,6 +5,7 @@ use keepwell_sdk::archive::{
     ArchiveType, Chunking, Info, Origin, OriginKind, Plugin, Reader, Request, Source, Summary,
     open_stream,
 };
+use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::single::SingleFile;
 
 pub struct Blob;
@@ -35,7 +36,9 @@ fn archive_type(extension: &str, noun: &str) -> ArchiveType {
 }
 
 impl Source for Blob {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = NoOptions;
+
+    fn write_archive(origin: Origin, request: Request, _: NoOptions) -> Result<Summary, Failure> {
         let Origin::File(file) = origin else {
             return Err(Failure::Unsupported("a blob is made of a file".into()));
         };

@@ -4,6 +4,7 @@ use keepwell_sdk::archive::{
     ArchiveType, Chunking, Info, Origin, OriginKind, Plugin, Reader, Request, Source, Summary,
     open_stream,
 };
+use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::single::SingleFile;
 use keepwell_sdk::{EntryKind, Failure};
 
@@ -30,7 +31,9 @@ impl Plugin for Image {
 }
 
 impl Source for Image {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = NoOptions;
+
+    fn write_archive(origin: Origin, request: Request, _: NoOptions) -> Result<Summary, Failure> {
         let Origin::File(file) = origin else {
             return Err(Failure::Unsupported("an image is made of a file or device".into()));
         };

@@ -1,7 +1,8 @@
 //! Results for programs: one line of JSON, or the same with indentation.
 
+use keepwell_sdk::Failure;
 use keepwell_sdk::formatter::{Document, Environment, Formatter, Info, Plugin};
-use keepwell_sdk::{Failure, OptionValue};
+use keepwell_sdk::options::NoOptions;
 use serde_json::Value;
 
 pub struct Json;
@@ -20,10 +21,12 @@ impl Plugin for Json {
 }
 
 impl Formatter for Json {
+    type Options = NoOptions;
+
     fn render(
         document: Document,
         environment: Environment,
-        _options: Vec<OptionValue>,
+        _: NoOptions,
     ) -> Result<Vec<u8>, Failure> {
         let value: Value = serde_json::from_str(&document.data)
             .map_err(|problem| Failure::Invalid(format!("document: {problem}")))?;

@@ -5,9 +5,10 @@
 //! Periods are those of the user's local time. Reference: shared/spec/semantics.md §2.
 
 use chrono::{DateTime, Datelike, FixedOffset, Timelike};
-use keepwell_sdk::options::{number, option};
+use keepwell_sdk::options::option;
 use keepwell_sdk::retention::{Decision, Info, Plugin, Policy, Snapshot, Verdict};
-use keepwell_sdk::{Failure, OptionKind, OptionSpec, OptionValue};
+use keepwell_sdk::{Failure, OptionKind, OptionSpec};
+use std::collections::HashMap;
 
 pub struct Keep;
 
@@ -52,16 +53,19 @@ impl Plugin for Keep {
 }
 
 impl Policy for Keep {
+    /// a count for each rule
+    type Options = HashMap<String, u64>;
+
     fn decide(
         _now: i64,
         snapshots: Vec<Snapshot>,
-        options: Vec<OptionValue>,
+        options: HashMap<String, u64>,
     ) -> Result<Vec<Decision>, Failure> {
         let times = local_times(&snapshots)?;
         let mut marks = mark_unfinished(&snapshots);
         for (name, _, period_of) in RULES {
-            if let Some(count) = number(&options, name) {
-                apply_rule(name, count, &snapshots, &times, period_of, &mut marks);
+            if let Some(count) = options.get(name) {
+                apply_rule(name, *count, &snapshots, &times, period_of, &mut marks);
             }
         }
         let decisions = marks.into_iter().zip(&snapshots).map(|(mark, snapshot)| {

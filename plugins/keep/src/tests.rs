@@ -5,12 +5,8 @@ use keepwell_sdk::retention::snapshot_at as snapshot;
 use proptest::prelude::*;
 use std::collections::HashSet;
 
-fn given(name: &str, count: u64) -> OptionValue {
-    OptionValue { name: name.into(), value: count.to_string().into_bytes() }
-}
-
 fn verdicts(snapshots: &[Snapshot], options: &[(&str, u64)]) -> Vec<bool> {
-    let options = options.iter().map(|(name, count)| given(name, *count)).collect();
+    let options = options.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let decisions = Keep::decide(0, snapshots.to_vec(), options).unwrap();
     decisions.iter().map(|decision| decision.verdict == Verdict::Keep).collect()
 }

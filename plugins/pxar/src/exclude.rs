@@ -1,10 +1,9 @@
 //! What is left out: patterns of the command line, `.pxarexclude` files, and marked directories.
 //! Matching itself is the host's: shared/spec/semantics.md §10.
 
-use crate::source::warn;
+use crate::source::{Options, warn};
 use keepwell_sdk::archive::{Directory, File, Listed, PatternList, Verdict};
-use keepwell_sdk::options::{flag, values};
-use keepwell_sdk::{EntryKind, Failure, OptionValue};
+use keepwell_sdk::{EntryKind, Failure};
 
 const EXCLUDE_FILE: &[u8] = b".pxarexclude";
 /// A control file larger than this is no control file.
@@ -23,10 +22,10 @@ pub(crate) struct Excludes {
 }
 
 impl Excludes {
-    pub(crate) fn from_options(options: &[OptionValue]) -> Result<Self, Failure> {
+    pub(crate) fn from_options(options: &Options) -> Result<Self, Failure> {
         let mut excludes = Self { list: PatternList::new(), size: 0, record: Vec::new() };
-        let lost = flag(options, "skip-lost-and-found").then_some(&b"lost+found"[..]);
-        for pattern in values(options, "exclude").chain(lost) {
+        let lost = options.skip_lost_and_found.then_some(&b"lost+found"[..]);
+        for pattern in options.exclude.iter().map(|pattern| &pattern.0[..]).chain(lost) {
             excludes.list.push(pattern, &[]).map_err(|problem| {
                 let pattern = String::from_utf8_lossy(pattern);
                 Failure::Invalid(format!("exclude pattern '{pattern}': {problem}"))

@@ -73,8 +73,14 @@ impl Plugin for Pxar {
 }
 
 impl Source for Pxar {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
-        source::write_archive(origin, request)
+    type Options = source::Options;
+
+    fn write_archive(
+        origin: Origin,
+        request: Request,
+        options: source::Options,
+    ) -> Result<Summary, Failure> {
+        source::write_archive(origin, request, options)
     }
 }
 

@@ -12,10 +12,9 @@ use keepwell_sdk::archive::{
     Request, Stream, Summary, catalog_add, catalog_enter, catalog_leave, catalog_open, open_stream,
     skipped,
 };
-use keepwell_sdk::options::{flag, number, values};
-use keepwell_sdk::{
-    EntryKind, Failure, Level, Metadata, OptionValue, Timestamp, empty_metadata, log,
-};
+use keepwell_sdk::options;
+use keepwell_sdk::{EntryKind, Failure, Level, Metadata, Timestamp, empty_metadata, log};
+use serde::Deserialize;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -40,6 +39,25 @@ const GAP_BYTES_MAX: u64 = 1 << 20;
 /// Records the patterns of the command line, always last in the root: spec §10.
 const EXCLUDE_RECORD: &[u8] = b".pxarexclude-cli";
 
+/// What is given on the command line.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Options {
+    pub(crate) exclude: Vec<options::Bytes>,
+    pub(crate) skip_lost_and_found: bool,
+    exclude_if_present: Vec<options::Bytes>,
+    exclude_caches: bool,
+    exclude_larger_than: Option<u64>,
+    no_xattrs: bool,
+    no_fcaps: bool,
+    no_acls: bool,
+    skip_e2big_xattr: bool,
+    no_device_nodes: bool,
+    no_fifos: bool,
+    no_sockets: bool,
+    change_detection_mode: Mode,
+}
+
 /// What the options ask for.
 struct Settings {
     omit: Omit,
@@ -53,9 +71,11 @@ struct Settings {
 }
 
 /// How changes are found, and what is made of them.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
 enum Mode {
     /// all in one stream, with a catalog
+    #[default]
     Legacy,
     /// metadata and content in streams of their own
     Data,
@@ -64,44 +84,29 @@ enum Mode {
 }
 
 impl Settings {
-    fn new(options: &[OptionValue]) -> Result<Self, Failure> {
-        if let Some(bad) = values(options, "exclude-if-present")
-            .find(|name| name.is_empty() || name.contains(&b'/'))
-        {
+    fn new(options: &Options) -> Result<Self, Failure> {
+        let names: Vec<Vec<u8>> =
+            options.exclude_if_present.iter().map(|name| name.0.clone()).collect();
+        if let Some(bad) = names.iter().find(|name| name.is_empty() || name.contains(&b'/')) {
             let bad = String::from_utf8_lossy(bad);
             let problem = format!("--exclude-if-present '{bad}': give a file name without '/'");
             return Err(Failure::Invalid(problem));
         }
-        let mode = values(options, "change-detection-mode").last().unwrap_or(b"legacy");
-        let mode = match mode {
-            b"legacy" => Mode::Legacy,
-            b"data" => Mode::Data,
-            b"metadata" => Mode::Metadata,
-            other => {
-                let other = String::from_utf8_lossy(other);
-                let problem =
-                    format!("--change-detection-mode '{other}': use legacy, data or metadata");
-                return Err(Failure::Invalid(problem));
-            }
-        };
         // Capabilities and ACLs are extended attributes, too: without those there are none.
-        let xattrs = flag(options, "no-xattrs");
+        let xattrs = options.no_xattrs;
         Ok(Self {
             omit: Omit {
                 xattrs,
-                fcaps: xattrs || flag(options, "no-fcaps"),
-                acls: xattrs || flag(options, "no-acls"),
+                fcaps: xattrs || options.no_fcaps,
+                acls: xattrs || options.no_acls,
             },
-            skip_large_xattrs: flag(options, "skip-e2big-xattr"),
-            no_devices: flag(options, "no-device-nodes"),
-            no_fifos: flag(options, "no-fifos"),
-            no_sockets: flag(options, "no-sockets"),
-            larger_than: number(options, "exclude-larger-than"),
-            mode,
-            marks: Marks {
-                caches: flag(options, "exclude-caches"),
-                names: values(options, "exclude-if-present").map(<[u8]>::to_vec).collect(),
-            },
+            skip_large_xattrs: options.skip_e2big_xattr,
+            no_devices: options.no_device_nodes,
+            no_fifos: options.no_fifos,
+            no_sockets: options.no_sockets,
+            larger_than: options.exclude_larger_than,
+            mode: options.change_detection_mode,
+            marks: Marks { caches: options.exclude_caches, names },
         })
     }
 
@@ -270,7 +275,11 @@ impl Content {
 }
 
 /// Makes the archive.
-pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+pub(crate) fn write_archive(
+    origin: Origin,
+    request: Request,
+    options: Options,
+) -> Result<Summary, Failure> {
     let Origin::Directory(root) = origin else {
         return Err(Failure::Unsupported("a pxar archive is made of a directory".into()));
     };
@@ -278,8 +287,8 @@ pub(crate) fn write_archive(origin: Origin, request: Request) -> Result<Summary,
     if is_virtual(examined.identity.filesystem) {
         return Err(Failure::Unsupported("refusing to backup a virtual file system".into()));
     }
-    let settings = Settings::new(&request.options)?;
-    let excludes = Excludes::from_options(&request.options)?;
+    let settings = Settings::new(&options)?;
+    let excludes = Excludes::from_options(&options)?;
     let mut buffer = Vec::new();
     let (suffix, content) = match settings.mode {
         Mode::Legacy => (format!(".{}", request.archive_extension), Content::Within),

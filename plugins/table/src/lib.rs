@@ -2,10 +2,11 @@
 //!
 //! Form and alignment: shared/spec/cli.md §1.
 
+use keepwell_sdk::Failure;
 use keepwell_sdk::formatter::{
     Alignment, Column, Document, Environment, Formatter, Info, Layout, Plugin, Rendering,
 };
-use keepwell_sdk::{Failure, OptionValue};
+use keepwell_sdk::options::NoOptions;
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -44,10 +45,12 @@ struct Grid {
 }
 
 impl Formatter for Table {
+    type Options = NoOptions;
+
     fn render(
         document: Document,
         environment: Environment,
-        _options: Vec<OptionValue>,
+        _: NoOptions,
     ) -> Result<Vec<u8>, Failure> {
         let text = document.display.as_ref().unwrap_or(&document.data);
         let value: Value = serde_json::from_str(text)
@@ -278,7 +281,7 @@ mod tests {
                 column("size", Alignment::Right, Rendering::Bytes),
             ]),
         };
-        String::from_utf8(Table::render(document, environment, vec![]).unwrap()).unwrap()
+        String::from_utf8(Table::render(document, environment, NoOptions {}).unwrap()).unwrap()
     }
 
     #[test]

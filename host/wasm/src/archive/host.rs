@@ -119,8 +119,8 @@ impl filesystem::HostFile for State {
         self.is_busy();
         let file = &self.table.get(&this)?.0;
         let mut bytes = vec![0; length.min(READ_BYTES_MAX) as usize];
-        let read = file.read_at(&mut bytes, offset);
-        answer(read.map_err(|error| Failure::Io(error.to_string())).map(|read| {
+        let read = file.read_or_wait(&mut bytes, offset, &self.cancel);
+        answer(read.map(|read| {
             bytes.truncate(read);
             bytes
         }))

@@ -4,11 +4,18 @@
 mod reader;
 mod source;
 
-use keepwell_sdk::options::{option, value};
+use keepwell_sdk::options::{NoOptions, option};
 use keepwell_sdk::retention::{Decision, Policy, Snapshot, Verdict};
-use keepwell_sdk::{Failure, OptionKind, OptionSpec, OptionValue, formatter, retention};
+use keepwell_sdk::{Failure, OptionKind, OptionSpec, formatter, retention};
+use serde::Deserialize;
 
 pub struct Hostile;
+
+#[derive(Deserialize)]
+pub struct Options {
+    #[serde(default)]
+    mode: String,
+}
 
 fn mode() -> Vec<OptionSpec> {
     vec![option("mode", OptionKind::Text, "How to misbehave")]
@@ -59,12 +66,14 @@ fn misbehave(mode: &[u8]) {
 }
 
 impl Policy for Hostile {
+    type Options = Options;
+
     fn decide(
         _now: i64,
         snapshots: Vec<Snapshot>,
-        options: Vec<OptionValue>,
+        options: Options,
     ) -> Result<Vec<Decision>, Failure> {
-        let mode = value(&options, "mode").unwrap_or_default();
+        let mode = options.mode.as_bytes();
         misbehave(mode);
         let remove = Decision { verdict: Verdict::Remove, reason: "because".into() };
         match mode {
@@ -92,10 +101,12 @@ impl formatter::Plugin for Hostile {
 }
 
 impl formatter::Formatter for Hostile {
+    type Options = NoOptions;
+
     fn render(
         _: formatter::Document,
         environment: formatter::Environment,
-        _: Vec<OptionValue>,
+        _: NoOptions,
     ) -> Result<Vec<u8>, Failure> {
         misbehave(environment.format.as_bytes());
         Ok(vec![b'x'; 200 << 20])

@@ -1,12 +1,11 @@
 //! Archives made with ill will.
 
-use crate::{Hostile, misbehave, mode};
+use crate::{Hostile, Options, misbehave, mode};
 use keepwell_sdk::archive::{
     ArchiveType, Chunking, Directory, Extent, File, Info, Listed, Omission, Origin, OriginKind,
     PatternList, Plugin, Request, Source, Summary, catalog_add, catalog_enter, catalog_leave,
     catalog_open, open_stream, skipped,
 };
-use keepwell_sdk::options::value;
 use keepwell_sdk::{EntryKind, Failure, Timestamp};
 
 const NO_TIME: Timestamp = Timestamp { seconds: 0, nanoseconds: 0 };
@@ -129,12 +128,13 @@ fn run(directory: &Directory, mode: &str) -> Result<(), Failure> {
 }
 
 impl Source for Hostile {
-    fn write_archive(origin: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = Options;
+
+    fn write_archive(origin: Origin, _: Request, options: Options) -> Result<Summary, Failure> {
         let Origin::Directory(directory) = origin else {
             return Err(Failure::Unsupported("no directory".into()));
         };
-        let mode = value(&request.options, "mode").unwrap_or(b"nothing");
-        run(&directory, &String::from_utf8_lossy(mode))?;
+        run(&directory, &options.mode)?;
         Ok(Summary { entries: u64::MAX })
     }
 }

@@ -2,14 +2,21 @@
 //! argument ("read /etc/passwd").
 
 use keepwell_sdk::archive::{
-    ArchiveType, Argument, Chunking, Info, Origin, OriginKind, Plugin, Process, Reader, Request,
-    Source, Summary, open_stream, paths, scratch, surroundings,
+    ArchiveType, Argument, Chunking, File, Info, Origin, OriginKind, Plugin, Process, Reader,
+    Request, Source, Summary, open_stream, paths, scratch, surroundings, web,
 };
-use keepwell_sdk::options::{option, values};
+use keepwell_sdk::options::option;
 use keepwell_sdk::single::SingleFile;
 use keepwell_sdk::{Capability, Failure, OptionKind, OptionSpec};
+use serde::Deserialize;
 
 pub struct Prober;
+
+#[derive(Deserialize)]
+pub struct Options {
+    #[serde(default)]
+    probe: Vec<String>,
+}
 
 impl Plugin for Prober {
     fn describe() -> Info {
@@ -26,6 +33,7 @@ impl Plugin for Prober {
                 Capability::Clock,
                 Capability::Random,
                 Capability::Scratch(1 << 20),
+                Capability::Http("*".into()),
             ],
             archive_types: vec![ArchiveType {
                 extension: "probe".into(),
@@ -42,6 +50,33 @@ fn run(program: &str, script: &str) -> Result<Process, Failure> {
     Process::start(program, &words)
 }
 
+/// Status, one header and the body of an answer.
+fn fetch(verb: &str, url: &str) -> Result<Vec<u8>, Failure> {
+    let (method, body) = if verb == "send" { ("POST", b"sent".to_vec()) } else { ("GET", vec![]) };
+    let key = web::Header { name: "X-Key".into(), value: "value".into() };
+    let headers = vec![key];
+    let request = web::Request { method: method.into(), url: url.into(), headers, body };
+    let response = web::Response::fetch(&request)?;
+    let headers = response.headers();
+    let told = headers.iter().find(|header| header.name == "x-told").map(|header| &header.value);
+    let mut line = format!("{} {told:?} ", response.status()).into_bytes();
+    line.extend(read_all(&response.body()?)?);
+    response.finish()?;
+    Ok(line)
+}
+
+/// Of a pipe.
+fn read_all(pipe: &File) -> Result<Vec<u8>, Failure> {
+    let mut all = Vec::new();
+    loop {
+        let more = pipe.read_at(all.len() as u64, 100)?;
+        if more.is_empty() {
+            return Ok(all);
+        }
+        all.extend(more);
+    }
+}
+
 /// What was got: a line.
 fn probe(what: &str) -> Result<Vec<u8>, Failure> {
     let (verb, argument) = what.split_once(' ').unwrap_or((what, ""));
@@ -56,6 +91,13 @@ fn probe(what: &str) -> Result<Vec<u8>, Failure> {
             run("sh", argument)?.finish()?;
             b"ended well".to_vec()
         }
+        "output" => {
+            let process = run("sh", argument)?;
+            let got = read_all(&process.output()?)?;
+            process.finish()?;
+            got
+        }
+        "fetch" | "send" => fetch(verb, argument)?,
         "other" => {
             run(argument, "true")?.finish()?;
             b"ended well".to_vec()
@@ -74,11 +116,12 @@ fn probe(what: &str) -> Result<Vec<u8>, Failure> {
 }
 
 impl Source for Prober {
-    fn write_archive(_: Origin, request: Request) -> Result<Summary, Failure> {
+    type Options = Options;
+
+    fn write_archive(_: Origin, _: Request, options: Options) -> Result<Summary, Failure> {
         let stream = open_stream(".probe", Chunking::ContentDefined, None)?;
-        for what in values(&request.options, "probe") {
-            let what = String::from_utf8_lossy(what);
-            let mut line = match probe(&what) {
+        for what in &options.probe {
+            let mut line = match probe(what) {
                 Ok(got) => got,
                 Err(failure) => format!("{failure}").into_bytes(),
             };

@@ -1,0 +1,32 @@
+//! How plugins reach web servers: with the client of `transport`.
+
+use crate::remote::proxy;
+use crate::signals::interrupt;
+use keepwell_engine::plugin::Failure;
+use keepwell_transport::Error;
+use keepwell_transport::web::{self, WebClient};
+use keepwell_wasm::{Url, Web, WebRequest, WebResponse};
+
+pub(super) struct PluginWeb(WebClient);
+
+impl PluginWeb {
+    pub(super) fn new() -> Self {
+        Self(WebClient::new(interrupt()))
+    }
+}
+
+impl Web for PluginWeb {
+    fn fetch(&self, request: WebRequest) -> Result<WebResponse, Failure> {
+        let proxy = proxy().map_err(|error| Failure::Other(format!("{error:#}")))?;
+        let Url { is_https, host, port, path } = request.url;
+        let WebRequest { method, headers, body, .. } = request;
+        let request = web::WebRequest { is_https, host, port, path, method, headers, body };
+        let fetched = self.0.fetch(request, proxy).map_err(|error| match error {
+            Error::Request(text) => Failure::Invalid(text),
+            Error::Interrupted => Failure::Cancelled,
+            other => Failure::Io(format!("{:#}", anyhow::Error::from(other))),
+        })?;
+        let web::WebResponse { status, headers, body } = fetched;
+        Ok(WebResponse { status, headers, body: Box::new(body) })
+    }
+}
