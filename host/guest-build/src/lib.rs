@@ -1,20 +1,21 @@
 //! Compiles guest crates to `wasm32-unknown-unknown` and wraps them as components.
 //!
-//! Used by build scripts only (`host/builtin`, tests). It finds a compiler that can make wasm
-//! without touching the user's rustup, drives it with an inner cargo in a target directory of its
-//! own, and writes `OUT_DIR/*.wasm` with an index to include. It may use cargo, rustc, and where
-//! neither can make wasm, Debian's packages, unpacked below the target directory.
+//! Used by build scripts (`host/builtin`, tests) and by `keepwell plugin build`. It finds a compiler
+//! that can make wasm without touching the user's rustup, and drives it with an inner cargo in a
+//! target directory of its own; for build scripts it writes `OUT_DIR/*.wasm` with an index to
+//! include. It may use cargo, rustc, and where neither can make wasm, Debian's packages, unpacked
+//! into a directory that the caller names.
 
 #![allow(clippy::print_stdout, reason = "that is how build scripts speak to cargo")]
 
 mod toolchain;
 
+pub use toolchain::{Job, TARGET, Toolchain, cargo};
+
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
-
-pub use toolchain::{TARGET, Toolchain};
 
 /// Where a build gets its components from.
 enum Origin {
@@ -46,9 +47,14 @@ pub fn run(workspace: &Path, guests: &[Guest]) -> Result<()> {
     // OUT_DIR = <target>/<profile>/build/<package>-<hash>/out; guests are shared by all profiles.
     let target = out_dir.ancestors().nth(4).context("OUT_DIR has an unexpected form")?;
     let components = match find_origin(target)? {
-        Origin::Compiler(toolchain) => {
-            toolchain.build(workspace, &target.join("guest"), packages)?
-        }
+        Origin::Compiler(toolchain) => toolchain.build(&Job {
+            workspace,
+            target: &target.join("guest"),
+            packages,
+            profile: "guest",
+            is_locked: true,
+            is_quiet: true,
+        })?,
         Origin::Ready(dir) => packages
             .iter()
             .map(|package| {
@@ -85,8 +91,16 @@ fn find_origin(target: &Path) -> Result<Origin> {
     if let Some(dir) = env::var_os("KEEPWELL_GUEST_DIR") {
         return Ok(Origin::Ready(dir.into()));
     }
+    let tell = |line: &str| println!("cargo::warning={line}");
+    Ok(Origin::Compiler(find_toolchain(&target.join("guest-toolchain"), &tell)?))
+}
+
+/// A compiler for wasm: `GUEST_RUSTC`, or else the running one, one that lies in `unpacked`, the system's. Where there
+/// is none, Debian's is fetched into `unpacked`, and `tell` gets a line about it.
+///
+/// Fails with what was tried, and what would help.
+pub fn find_toolchain(unpacked: &Path, tell: &dyn Fn(&str)) -> Result<Toolchain> {
     let rustc = PathBuf::from(env::var_os("RUSTC").unwrap_or("rustc".into()));
-    let unpacked = target.join("guest-toolchain");
     let mut tried = Vec::new();
     let candidates = match env::var_os("GUEST_RUSTC") {
         Some(given) => vec![PathBuf::from(given)],
@@ -94,16 +108,16 @@ fn find_origin(target: &Path) -> Result<Origin> {
     };
     for candidate in &candidates {
         match Toolchain::of(candidate, &rustc) {
-            Ok(toolchain) => return Ok(Origin::Compiler(toolchain)),
+            Ok(toolchain) => return Ok(toolchain),
             Err(problem) => tried.push(format!("  {}: {problem}", candidate.display())),
         }
     }
     let fetched = match env::var("KEEPWELL_GUEST_TOOLCHAIN").as_deref() {
         Ok("never") => Err(anyhow::anyhow!("KEEPWELL_GUEST_TOOLCHAIN=never forbids fetching one")),
-        _ => toolchain::unpack_debian(&unpacked),
+        _ => toolchain::unpack_debian(unpacked, tell),
     };
     match fetched.and_then(|rustc_path| Toolchain::of(&rustc_path, &rustc)) {
-        Ok(toolchain) => Ok(Origin::Compiler(toolchain)),
+        Ok(toolchain) => Ok(toolchain),
         Err(problem) => {
             tried.push(format!("  Debian's rustc-web: {problem:#}"));
             bail!(
@@ -113,7 +127,7 @@ fn find_origin(target: &Path) -> Result<Origin> {
                  rustup component add rust-src\n  \
                  apt-get install --no-install-recommends rustc-web rust-web-src   (Debian 12)\n\
                  or set GUEST_RUSTC to a rustc that has the target or its sources,\n\
-                 or KEEPWELL_GUEST_DIR to a directory with ready components",
+                 or, for Keepwell itself, KEEPWELL_GUEST_DIR to a directory with ready components",
                 tried.join("\n")
             )
         }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs};
 
 /// The guests import nothing but our contract: no WASI.
@@ -28,6 +28,25 @@ pub struct Toolchain {
     /// Sources to build std from, where no std for wasm is installed.
     std_sources: Option<PathBuf>,
     linker: Option<PathBuf>,
+}
+
+/// What is to be compiled.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub workspace: &'a Path,
+    /// the inner cargo's own target directory
+    pub target: &'a Path,
+    pub packages: &'a [&'a str],
+    pub profile: &'a str,
+    /// with the Cargo.lock that is there
+    pub is_locked: bool,
+    /// without cargo's progress; what it said is in the error
+    pub is_quiet: bool,
+}
+
+/// The cargo that runs this, or the one in PATH.
+pub fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
 }
 
 impl Toolchain {
@@ -58,26 +77,26 @@ impl Toolchain {
         Ok(Toolchain { rustc: rustc.to_owned(), std_sources, linker })
     }
 
-    /// Compiles `packages` in release form and returns a component for each, in order.
-    pub fn build(
-        &self,
-        workspace: &Path,
-        target: &Path,
-        packages: &[&str],
-    ) -> Result<Vec<Vec<u8>>> {
-        let mut command = self.command(workspace, target);
-        for package in packages {
+    /// Compiles the packages and returns a component for each, in order.
+    pub fn build(&self, job: &Job<'_>) -> Result<Vec<Vec<u8>>> {
+        let mut command = self.command(job);
+        for package in job.packages {
             command.args(["-p", package]);
+        }
+        command.stdin(Stdio::null());
+        if !job.is_quiet {
+            command.stdout(Stdio::null()).stderr(Stdio::inherit());
         }
         let output = command.output().with_context(|| format!("running {command:?}"))?;
         if !output.status.success() {
-            bail!("compiling the plugins failed\n{}", String::from_utf8_lossy(&output.stderr));
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("compiling {} failed\n{said}", job.packages.join(", "));
         }
-        packages
+        job.packages
             .iter()
             .map(|package| {
                 let name = format!("{}.wasm", package.replace('-', "_"));
-                let file = target.join(TARGET).join("guest").join(name);
+                let file = job.target.join(TARGET).join(job.profile).join(name);
                 if !crate::is_wasm_file(&file) {
                     bail!("the compiler did not make {}", file.display());
                 }
@@ -87,21 +106,22 @@ impl Toolchain {
             .collect()
     }
 
-    fn command(&self, workspace: &Path, target: &Path) -> Command {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    fn command(&self, job: &Job<'_>) -> Command {
+        let mut command = cargo();
         for (name, _) in env::vars_os() {
             if belongs_to_outer_build(&name) {
                 command.env_remove(name);
             }
         }
         command.env("RUSTC", &self.rustc);
-        command.env("CARGO_ENCODED_RUSTFLAGS", self.path_remapping(workspace));
+        command.env("CARGO_ENCODED_RUSTFLAGS", self.path_remapping(job.workspace));
         if let Some(linker) = &self.linker {
             command.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
         }
-        command.current_dir(workspace);
-        command.args(["build", "--profile", "guest", "--locked", "--target", TARGET]);
-        command.arg("--target-dir").arg(target);
+        command.current_dir(job.workspace);
+        command.args(["build", "--profile", job.profile, "--target", TARGET]);
+        command.args(job.is_locked.then_some("--locked"));
+        command.arg("--target-dir").arg(job.target);
         if self.std_sources.is_some() {
             command.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=std,panic_abort");
         }
@@ -173,8 +193,18 @@ fn find_linker(compilers: &[&Path]) -> Option<PathBuf> {
 
 /// Downloads Debian's rustc with its library sources and unpacks them into `dest`; nothing is
 /// installed and no root is needed. Returns the path of the rustc.
-pub(crate) fn unpack_debian(dest: &Path) -> Result<PathBuf> {
-    println!("cargo::warning=fetching Debian's rustc-web (137 MB) to compile the plugins");
+pub(crate) fn unpack_debian(dest: &Path, tell: &dyn Fn(&str)) -> Result<PathBuf> {
+    if let Some(parent) = dest.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    // Another build may be at it.
+    let lock = fs::File::create(dest.with_extension("lock"))?;
+    lock.lock()?;
+    let rustc = dest.join("bin/rustc");
+    if rustc.is_file() {
+        return Ok(rustc);
+    }
+    tell("fetching Debian's rustc-web (137 MB) to compile the plugins");
     let work = dest.with_extension("download");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(&work)?;
@@ -213,7 +243,7 @@ pub(crate) fn unpack_debian(dest: &Path) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(dest);
     fs::rename(&fresh, dest)?;
     let _ = fs::remove_dir_all(&work);
-    Ok(dest.join("bin/rustc"))
+    Ok(rustc)
 }
 
 /// Names of the packages that rustc-web and its sources need and that are not installed; none where
@@ -246,7 +276,7 @@ fn unpack_package(package: &Path, root: &Path) -> Result<()> {
     let mut unpack = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .context("dpkg-deb is not here")?;
     let tar = Command::new("tar")

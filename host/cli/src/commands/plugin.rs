@@ -1,12 +1,15 @@
-//! `plugin`: what plugins there are, and testing, installing and removing them.
+//! `plugin`: what plugins there are, and making, testing, installing and removing them.
 
+mod build;
 mod conformance;
+mod new;
 
 use crate::args::{self, flag, is_set, output_options};
 use crate::output::{left, print};
 use crate::plugins::places::Place;
 use crate::plugins::{Loaded, Plugins};
 use anyhow::{Result, anyhow, bail};
+use clap::builder::EnumValueParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::plugin::{Capability, Document, Layout};
 use keepwell_wasm::{PluginInfo, Rights};
@@ -22,8 +25,48 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
     };
     let system = || flag("system", "For all users of this machine: in /etc/keepwell/plugins");
     Command::new("plugin")
-        .about("Show, install and remove plugins")
+        .about("Show, install, remove and write plugins")
         .subcommand_required(true)
+        .subcommand(
+            Command::new("new")
+                .about("Write the project of a new plugin, in Rust")
+                .long_about(
+                    "Write the project of a new plugin, in Rust: a directory NAME that builds and passes its \
+                     tests as it is.",
+                )
+                .arg(
+                    Arg::new("kind")
+                        .long("kind")
+                        .value_name("KIND")
+                        .help("What it is to do")
+                        .required(true)
+                        .value_parser(EnumValueParser::<new::Kind>::new()),
+                )
+                .arg(Arg::new("name").value_name("NAME").required(true)),
+        )
+        .subcommand(
+            Command::new("build")
+                .about("Make the component of a plugin that is written in Rust")
+                .long_about(
+                    "Make the component of a plugin that is written in Rust, with the cargo that is in PATH.\n\n\
+                     The compiler is the one that GUEST_RUSTC names, or else the first that can make WebAssembly: \
+                     the one in PATH (`rustup target add wasm32-unknown-unknown`), or Debian's, which is \
+                     fetched if need be unless KEEPWELL_GUEST_TOOLCHAIN=never.",
+                )
+                .arg(
+                    Arg::new("directory")
+                        .value_name("DIRECTORY")
+                        .help("Where its Cargo.toml is [default: .]")
+                        .value_parser(value_parser!(PathBuf)),
+                )
+                .arg(
+                    Arg::new("output")
+                        .long("output")
+                        .value_name("FILE")
+                        .help("The component [default: NAME.wasm in the directory]")
+                        .value_parser(value_parser!(PathBuf)),
+                ),
+        )
         .subcommand(
             Command::new("list")
                 .about("Show all plugins, those that come first in front")
@@ -68,6 +111,8 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 
 pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
+        Some(("new", matches)) => new::new(matches),
+        Some(("build", matches)) => build::build(matches),
         Some(("list", matches)) => list(&plugins, matches),
         Some(("inspect", matches)) => inspect(&plugins, matches).map(|_| ()),
         Some(("test", matches)) => test(&plugins, matches),

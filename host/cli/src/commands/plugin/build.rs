@@ -1,0 +1,76 @@
+//! `plugin build`: makes the component of a plugin that is written in Rust.
+
+use crate::files::{Existing, write};
+use crate::terminal::cache_dir;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::ArgMatches;
+use keepwell_guest_build::{Job, cargo, find_toolchain};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What cargo says of a plugin's crate.
+struct Crate {
+    name: String,
+    /// where cargo puts what it makes
+    target: PathBuf,
+}
+
+impl Crate {
+    fn read(dir: &Path) -> Result<Self> {
+        let manifest = dir.join("Cargo.toml");
+        if !manifest.is_file() {
+            bail!("'{}' has no Cargo.toml: name the directory of a plugin", dir.display());
+        }
+        let manifest = manifest.canonicalize()?;
+        let mut command = cargo();
+        command.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]);
+        let output = command.arg(&manifest).output().context("unable to run cargo")?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+        let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let package = items(&metadata["packages"])
+            .into_iter()
+            .find(|package| package["manifest_path"].as_str().map(Path::new) == Some(&manifest))
+            .ok_or_else(|| anyhow!("'{}' is no package", manifest.display()))?;
+        let is_cdylib = |target: &Value| {
+            target["crate_types"]
+                .as_array()
+                .is_some_and(|types| types.iter().any(|kind| kind == "cdylib"))
+        };
+        if !items(&package["targets"]).iter().any(is_cdylib) {
+            bail!(
+                "'{}' makes no component: it takes `[lib]` with `crate-type = [\"cdylib\", \"rlib\"]`",
+                manifest.display()
+            );
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let target = text(&metadata["target_directory"]).into();
+        Ok(Self { name: text(&package["name"]), target })
+    }
+}
+
+pub(super) fn build(matches: &ArgMatches) -> Result<()> {
+    let dir = matches.get_one::<PathBuf>("directory").map_or(Path::new("."), PathBuf::as_path);
+    let found = Crate::read(dir)?;
+    let file = match matches.get_one::<PathBuf>("output") {
+        Some(file) => file.clone(),
+        None => dir.join(format!("{}.wasm", found.name)),
+    };
+    let unpacked = cache_dir().unwrap_or_else(|| found.target.clone()).join("guest-toolchain");
+    let toolchain = find_toolchain(&unpacked, &|line| tracing::info!("{line}"))?;
+    let components = toolchain.build(&Job {
+        workspace: &dir.canonicalize()?,
+        target: &found.target.join("component"),
+        packages: &[&found.name],
+        profile: "release",
+        is_locked: false,
+        is_quiet: false,
+    })?;
+    let component = components.first().context("cargo made nothing")?;
+    write(&file, component, 0o644, Existing::Replace)
+        .with_context(|| format!("unable to write '{}'", file.display()))?;
+    tracing::info!("built '{}': {} bytes", file.display(), component.len());
+    Ok(())
+}
