@@ -132,6 +132,19 @@ pub use bindings::archive_source::keepwell::types::types::{
     OptionValue, Timestamp,
 };
 
+impl Failure {
+    /// What it says, without its kind.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::NotFound(text) | Self::Denied(text) | Self::Invalid(text) => text,
+            Self::Unsupported(text) | Self::Corrupt(text) | Self::Io(text) | Self::Other(text) => {
+                text
+            }
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// The metadata of an entry of which only the kind is known.
 pub fn empty_metadata(kind: EntryKind) -> Metadata {
     Metadata {

@@ -46,7 +46,9 @@ fn new_dir() -> PathBuf {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("keepwell-plugin-test-{}-{count}", std::process::id());
     let dir = std::env::temp_dir().join(name);
-    match std::fs::create_dir_all(dir.join("plugins")) {
+    match std::fs::create_dir_all(dir.join("plugins"))
+        .and_then(|()| std::fs::create_dir_all(dir.join("repo/.chunks")))
+    {
         Ok(()) => dir,
         Err(error) => panic!("unable to make {}: {error}", dir.display()),
     }

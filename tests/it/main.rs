@@ -5,6 +5,7 @@
 
 mod backup;
 mod bad_input;
+mod contract;
 mod corpus;
 mod crash;
 mod damage;
@@ -29,5 +30,6 @@ mod shell;
 mod split;
 mod support;
 mod terminal;
+mod tutorials;
 mod verify;
 mod wire;

@@ -1,5 +1,6 @@
 //! How plugins reach web servers: with the client of `transport`.
 
+use crate::exit::one_line;
 use crate::remote::proxy;
 use crate::signals::interrupt;
 use keepwell_engine::plugin::Failure;
@@ -17,14 +18,14 @@ impl PluginWeb {
 
 impl Web for PluginWeb {
     fn fetch(&self, request: WebRequest) -> Result<WebResponse, Failure> {
-        let proxy = proxy().map_err(|error| Failure::Other(format!("{error:#}")))?;
+        let proxy = proxy().map_err(|error| Failure::Other(one_line(&error)))?;
         let Url { is_https, host, port, path } = request.url;
         let WebRequest { method, headers, body, .. } = request;
         let request = web::WebRequest { is_https, host, port, path, method, headers, body };
         let fetched = self.0.fetch(request, proxy).map_err(|error| match error {
             Error::Request(text) => Failure::Invalid(text),
             Error::Interrupted => Failure::Cancelled,
-            other => Failure::Io(format!("{:#}", anyhow::Error::from(other))),
+            other => Failure::Io(one_line(&other.into())),
         })?;
         let web::WebResponse { status, headers, body } = fetched;
         Ok(WebResponse { status, headers, body: Box::new(body) })

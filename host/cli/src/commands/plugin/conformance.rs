@@ -3,8 +3,10 @@
 //! It is given what hosts give: trees, archives whole and damaged, snapshots, documents. What a plugin refuses with
 //! a failure is right; a trap never is.
 
+use crate::args::option_values;
 use crate::plugins::Loaded;
 use anyhow::{Result, anyhow, bail};
+use clap::ArgMatches;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::browse::ContentReader;
 use keepwell_engine::input::{Directory, InputFile};
@@ -39,7 +41,8 @@ pub(super) fn test(loaded: &Loaded) -> Result<Vec<Finding>> {
     let info = &loaded.info;
     if info.is_retention {
         for (name, options) in choices(&info.options) {
-            note(format!("policy with {name}"), policy(loaded, &options));
+            let tried = with_defaults(&info.options, options);
+            note(format!("policy with {name}"), tried.and_then(|all| policy(loaded, &all)));
         }
     }
     if info.is_formatter {
@@ -91,6 +94,14 @@ fn choices(specs: &[OptionSpec]) -> Vec<(String, Vec<OptionValue>)> {
     };
     let none = ("no option".to_owned(), Vec::new());
     std::iter::once(none).chain(specs.iter().map(one)).collect()
+}
+
+/// What was given, and defaults for the rest.
+fn with_defaults(specs: &[OptionSpec], given: Vec<OptionValue>) -> Result<Vec<OptionValue>> {
+    let mut all = defaults(specs)?;
+    all.retain(|default| given.iter().all(|given| given.name != default.name));
+    all.extend(given);
+    Ok(all)
 }
 
 /// A trap is a violation, any other failure an answer.
@@ -163,7 +174,7 @@ fn formatter(loaded: &Loaded, format: &str) -> Result<()> {
             };
             let render = || -> Result<Option<Vec<u8>>> {
                 let mut formatter = loaded.plugin.formatter()?;
-                let defaults = defaults(&loaded.options);
+                let defaults = defaults(&loaded.options)?;
                 no_trap(formatter.render(&document, &environment, defaults))
             };
             let rendered = render()?;
@@ -179,14 +190,8 @@ fn formatter(loaded: &Loaded, format: &str) -> Result<()> {
 }
 
 /// What counts where nothing is given.
-fn defaults(specs: &[OptionSpec]) -> Vec<OptionValue> {
-    let values = |spec: &OptionSpec| {
-        let name = spec.name.clone();
-        let value =
-            |value: &String| OptionValue { name: name.clone(), value: value.clone().into_bytes() };
-        spec.defaults.iter().map(value).collect::<Vec<_>>()
-    };
-    specs.iter().flat_map(values).collect()
+fn defaults(specs: &[OptionSpec]) -> Result<Vec<OptionValue>> {
+    option_values(&ArgMatches::default(), specs)
 }
 
 /// A tree with a bit of everything, and a file.
@@ -261,7 +266,7 @@ fn source(loaded: &Loaded, kind: &ArchiveType, work: &Path) -> Result<Option<Mad
         let request = SourceRequest {
             archive_name: "test".into(),
             archive_extension: kind.extension.clone(),
-            options: defaults(&loaded.options),
+            options: defaults(&loaded.options)?,
             borders: Borders::Stay,
             entries_max: 1 << 20,
             previous: Vec::new(),

@@ -5,7 +5,8 @@
 
 use keepwell_sdk::archive::{
     Archive, ArchiveType, Bytes, Children, Chunking, Content, Entry, Event, Extent, Info, Node,
-    Origin, OriginKind, Plugin, Reader, Request, Source, Summary, Walk, open_stream,
+    Omission, Origin, OriginKind, Plugin, Reader, Request, Source, Summary, Walk, open_stream,
+    skipped,
 };
 use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::{EntryKind, Failure, Metadata, empty_metadata};
@@ -57,7 +58,14 @@ impl Source for {Type} {
             }
             children.retain(|child| child.kind == EntryKind::File);
             for (child, opened) in children.iter().zip(directory.open_children(&children)) {
-                let opened = opened?;
+                let opened = match opened {
+                    Ok(opened) => opened,
+                    Err(failure) => {
+                        // It ends up in the report, and the backup goes on.
+                        skipped(&[child.name.clone()], Omission::Denied, failure.text());
+                        continue;
+                    }
+                };
                 let Some(file) = opened.handle else { continue };
                 let size = opened.examined.metadata.size;
                 stream.write(&head(size, &child.name))?;

@@ -3,8 +3,8 @@
 //! A source says what its archive is made of; the host reads the files.
 
 use keepwell_sdk::archive::{
-    ArchiveType, Chunking, Info, Origin, OriginKind, Plugin, Reader, Request, Source, Summary,
-    open_stream,
+    ArchiveType, Chunking, Info, Omission, Origin, OriginKind, Plugin, Reader, Request, Source,
+    Summary, open_stream, skipped,
 };
 use keepwell_sdk::options::{Bytes, option};
 use keepwell_sdk::single::SingleFile;
@@ -75,7 +75,14 @@ impl Source for {Type} {
                 child.kind == EntryKind::File && is_wanted(&child.name, &options)
             });
             for (child, opened) in children.iter().zip(directory.open_children(&children)) {
-                let opened = opened?;
+                let opened = match opened {
+                    Ok(opened) => opened,
+                    Err(failure) => {
+                        // It ends up in the report, and the backup goes on.
+                        skipped(&[child.name.clone()], Omission::Denied, failure.text());
+                        continue;
+                    }
+                };
                 // It may be something else by now.
                 let Some(file) = opened.handle else { continue };
                 stream.write(&head(&child.name))?;
