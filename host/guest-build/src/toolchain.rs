@@ -30,6 +30,15 @@ pub struct Toolchain {
     linker: Option<PathBuf>,
 }
 
+/// Panics end in a trap, and nothing shows lines of the source.
+const COMPACT: [(&str, &str); 5] = [
+    ("PANIC", "abort"),
+    ("DEBUG", "false"),
+    ("STRIP", "debuginfo"),
+    ("LTO", "true"),
+    ("CODEGEN_UNITS", "1"),
+];
+
 /// What is to be compiled.
 #[derive(Debug)]
 pub struct Job<'a> {
@@ -122,6 +131,11 @@ impl Toolchain {
         command.args(["build", "--profile", job.profile, "--target", TARGET]);
         command.args(job.is_locked.then_some("--locked"));
         command.arg("--target-dir").arg(job.target);
+        // What a component needs, whatever the profile is for otherwise.
+        let profile = job.profile.to_uppercase();
+        for (setting, value) in COMPACT {
+            command.env(format!("CARGO_PROFILE_{profile}_{setting}"), value);
+        }
         if self.std_sources.is_some() {
             command.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=std,panic_abort");
         }

@@ -93,10 +93,6 @@ serde_json = "1"
 
 [profile.release]
 opt-level = "s"
-lto = true
-codegen-units = 1
-panic = "abort"
-strip = "debuginfo"
 
 # A project of its own, wherever it lies.
 [workspace]
