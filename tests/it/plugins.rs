@@ -323,6 +323,16 @@ fn nothing_is_had_without_a_grant() {
     assert!(told.contains("may not have to read '/etc/passwd': it takes"), "{told}");
     assert!(told.contains("plugins.prober.grants.run = ['sh']"), "{told}");
     assert!(told.contains("plugins.prober.grants.http = ['127.0.0.1:9']"), "{told}");
+    // What it would take is told as config.toml has it.
+    let inspected = granted.run(&["plugin", "inspect", "plugins/guest-prober.wasm"]);
+    let inspected = inspected.assert_ok("inspect").stdout;
+    let (_, settings) = inspected.split_once("config.toml takes:\n").unwrap();
+    granted.world.write("config/keepwell/config.toml", settings);
+    let shown = granted.run(&["config", "show"]).assert_ok("config show").stdout;
+    for grant in ["read", "run", "environment", "http", "clock", "random", "scratch"] {
+        assert!(shown.contains(&format!("plugins.prober.grants.{grant}")), "{shown}");
+    }
+    assert!(settings.contains("run = [\"sh\"]"), "{settings}");
 }
 
 /// A server that answers each connection with what belongs to its path, and what it was asked.

@@ -14,7 +14,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use keepwell_engine::plugin::{Capability, Document, Layout};
 use keepwell_wasm::{PluginInfo, Rights};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -211,7 +211,7 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     };
     let grants = match (info.capabilities.is_empty(), granted.is_empty()) {
         (true, _) => String::new(),
-        (false, true) => format!("nothing: see [plugins.{}.grants] of config.toml", info.name),
+        (false, true) => "nothing".into(),
         (false, false) => told(&granted),
     };
     let rows = [
@@ -228,8 +228,36 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     ];
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
     lines.extend(rows.map(|(head, value)| format!("{head:<10}{value}")));
+    if granted.len() < info.capabilities.len() {
+        lines.push("To grant all that it asks for, config.toml takes:".into());
+        lines.push(format!("[plugins.{}.grants]", info.name));
+        lines.extend(grant_lines(&info.capabilities));
+    }
     print(plugins, matches, &crate::output::message(data, lines))?;
     Ok(loaded)
+}
+
+/// What grants capabilities, as config.toml has it; words in capitals stand for what the user has to choose.
+fn grant_lines(capabilities: &[Capability]) -> Vec<String> {
+    let mut lists: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut list = |key: &'static str, asked: &str, any: &str| {
+        let value = if asked == "*" { any } else { asked };
+        lists.entry(key).or_default().push(format!("{value:?}"));
+    };
+    let mut others = Vec::new();
+    for capability in capabilities {
+        match capability {
+            Capability::Read(path) => list("read", path, "/PATH"),
+            Capability::Run(program) => list("run", program, "PROGRAM"),
+            Capability::Environment(name) => list("environment", name, "VARIABLE"),
+            Capability::Http(host) => list("http", host, "HOST"),
+            Capability::Clock => others.push("clock = true".to_owned()),
+            Capability::Random => others.push("random = true".to_owned()),
+            Capability::Scratch(bytes) => others.push(format!("scratch = \"{bytes}\"")),
+        }
+    }
+    let lists = lists.iter().map(|(key, values)| format!("{key} = [{}]", values.join(", ")));
+    lists.chain(others).collect()
 }
 
 /// The versions of the contract that it was made for.
