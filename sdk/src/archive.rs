@@ -17,7 +17,7 @@ pub use imported::archive_sink::{
 pub use imported::commands::{Argument, Process};
 pub use imported::filesystem::{Directory, Examined, File, Identity, Listed, Opened};
 pub use imported::patterns::{PatternList, Verdict};
-pub use imported::{paths, scratch, surroundings, web};
+pub use imported::{commands, paths, scratch, surroundings, web};
 
 /// What the plugin says of itself.
 pub trait Plugin {
@@ -31,6 +31,7 @@ pub struct Request {
     pub archive_name: String,
     /// the extension that chose this plugin, without dot
     pub archive_extension: String,
+    /// which mount borders to cross
     pub borders: Borders,
     /// limit on entries held in memory at a time
     pub entries_max: u64,
@@ -96,6 +97,7 @@ fn of_host(streams: Vec<imported::random_access::Bytes>) -> Vec<Bytes> {
 
 /// A plugin that looks into archives. Restore, mount, shell, find and diff are the host's, over this.
 pub trait Reader {
+    /// what an open archive is
     type Archive: Archive;
 }
 
@@ -104,6 +106,7 @@ pub type Children = Vec<Result<Entry, Damage>>;
 
 /// An open archive. What is not called in some order may be called in any, and many times.
 pub trait Archive: Sized + 'static {
+    /// what a walk through it is
     type Walk: Walk;
 
     /// `streams`: those that the source opened, in that order.

@@ -1,9 +1,60 @@
 //! What a plugin author imports: the contract's types, one trait per role, one export macro per
 //! world. A plugin uses this crate and nothing else of Keepwell.
 //!
-//! A plugin crate has `crate-type = ["cdylib", "rlib"]`: the first is the component, the second
-//! lets unit tests run natively with plain structs. The export macros expand to something only for
-//! wasm, because the names of exports do not link natively.
+//! | a plugin that | implements | and ends with |
+//! |---|---|---|
+//! | says which snapshots to keep | [`retention::Plugin`], [`retention::Policy`] | [`export_retention_policy!`] |
+//! | prints results | [`formatter::Plugin`], [`formatter::Formatter`] | [`export_output_formatter!`] |
+//! | makes archives | [`archive::Plugin`], [`archive::Source`] | [`export_archive_source!`] |
+//! | looks into archives | [`archive::Plugin`], [`archive::Reader`] | [`export_archive_reader!`] |
+//! | does both | all three | [`export_archive_plugin!`] |
+//!
+//! One component may have several of these roles. A whole policy:
+//!
+//! ```
+//! use keepwell_sdk::options::NoOptions;
+//! use keepwell_sdk::retention::{Decision, Info, Plugin, Policy, Snapshot, Verdict};
+//! use keepwell_sdk::Failure;
+//!
+//! pub struct KeepAll;
+//!
+//! impl Plugin for KeepAll {
+//!     fn describe() -> Info {
+//!         Info {
+//!             name: "keep-all".into(),
+//!             version: "0.1.0".into(),
+//!             summary: "Keeps everything".into(),
+//!             options: vec![],
+//!             capabilities: vec![],
+//!         }
+//!     }
+//! }
+//!
+//! impl Policy for KeepAll {
+//!     type Options = NoOptions;
+//!
+//!     fn decide(_: i64, snapshots: Vec<Snapshot>, _: NoOptions) -> Result<Vec<Decision>, Failure> {
+//!         let keep = Decision { verdict: Verdict::Keep, reason: "all".into() };
+//!         Ok(vec![keep; snapshots.len()])
+//!     }
+//! }
+//!
+//! keepwell_sdk::export_retention_policy!(KeepAll);
+//! # fn main() {}
+//! ```
+//!
+//! - **Options** that a plugin declares become flags; serde reads what was given into a struct: [`options`].
+//! - **Failures** are values: [`Failure`]. A panic ends the plugin, and its message is shown as one line.
+//! - **Capabilities** ([`Capability`]) are what a source may do besides reading what the user named: it asks for them in its
+//!   description, the administrator grants them in `config.toml`, and [`archive::paths`], [`archive::commands`],
+//!   [`archive::web`], [`archive::scratch`] and [`archive::surroundings`] use them. Without both they fail with
+//!   [`Failure::Denied`].
+//! - **Tests** run natively with plain structs; what comes from the host alone (directories, files, streams that are
+//!   written) does not work there, but a reader's [`archive::Bytes`] can be made of a `Vec<u8>`. [`testing`] tries the
+//!   component in a real host.
+//! - **The component** is made by `keepwell plugin build`. A plugin crate has `crate-type = ["cdylib", "rlib"]`: the first is
+//!   the component, the second lets unit tests run natively. The export macros expand to something only for wasm, because
+//!   the names of exports do not link natively.
 
 #![allow(clippy::too_many_arguments, reason = "bindings mirror the contract")]
 

@@ -26,8 +26,11 @@ pub struct Component {
 /// What came of a command.
 #[derive(Debug)]
 pub struct Run {
+    /// whether its exit code was 0
     pub is_success: bool,
+    /// what it printed; bytes that are no text are replaced
     pub stdout: String,
+    /// what it said besides
     pub stderr: String,
 }
 
