@@ -151,7 +151,8 @@ fn what_is_installed_is_used_until_it_changes() {
     let hash = shown["sha256"].as_str().unwrap();
     assert!(installed.stdout.contains(hash), "{}", installed.stdout);
     assert!(ok("plugin list").stdout.contains("keep-weekly"));
-    assert!(ok("prune --help").stdout.contains("--weeks"));
+    let help = ok("prune --help").stdout;
+    assert!(help.contains("--weeks") && help.contains("Retention policy: keep-weekly, "), "{help}");
 
     // Another file of that name is not used, and nothing else is kept from working.
     let file = world.path("data/keepwell/plugins/keep-weekly.wasm");

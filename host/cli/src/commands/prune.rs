@@ -2,7 +2,7 @@
 
 use super::snapshot::group_argument;
 use crate::args::{
-    flag, is_set, namespace, namespace_of, number, option, option_values, output_format,
+    flag, is_set, namespace, namespace_of, number, offering, option, option_values, output_format,
     plugin_options, repository,
 };
 use crate::output::{check_format, left, print, right};
@@ -23,7 +23,10 @@ use std::io::Write;
 
 pub(crate) fn command(plugins: &Plugins) -> Command {
     let options = plugins.options(&|info| info.is_retention || info.is_formatter);
-    let policy = format!("Retention policy to apply [default: {}]", plugins.config().policy());
+    let policies = plugins.iter().filter(|loaded| loaded.info.is_retention);
+    let policies: Vec<&str> = policies.map(|loaded| loaded.info.name.as_str()).collect();
+    let default = plugins.config().policy();
+    let policy = format!("Retention policy: {} [default: {default}]", policies.join(", "));
     Command::new("prune")
         .about("Remove the snapshots of a group that a retention policy does not keep")
         .long_about(
@@ -36,7 +39,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
         .arg(flag("quiet", "Show only what is removed"))
         .arg(flag("allow-empty", "Remove even all snapshots, where the policy keeps none"))
         .arg(number("max-depth", "N", "Has no meaning for one group").hide(true))
-        .arg(option("policy", "NAME", policy))
+        .arg(offering(option("policy", "NAME", policy), &policies))
         .args(plugin_options(&options))
         .arg(repository())
         .arg(namespace())
