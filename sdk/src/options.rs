@@ -1,7 +1,8 @@
 //! Options: declaring them, and reading what was given into a struct.
 //!
 //! What a plugin declares with [`option`] is what its users give as flags. Its `Options` type is any struct that serde
-//! can fill: a field for each option (`#[serde(rename_all = "kebab-case")]` makes `keep_tagged` of `--keep-tagged`).
+//! can fill: a field for each option (`#[serde(rename_all = "kebab-case")]` makes `keep_tagged` of `--keep-tagged`). Numbers
+//! behind `#[serde(flatten)]` it can't: there serde does not say what it wants, and gets text.
 //!
 //! | option | field |
 //! |---|---|

@@ -13,6 +13,9 @@
 //! The host is the `keepwell` that the environment variable `KEEPWELL` names, or else the one in `PATH`. What goes wrong
 //! here ends the test with what the host said.
 
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,18 +46,22 @@ impl Run {
     }
 }
 
-/// A new, empty directory.
+/// A new, empty directory that nobody else can write to.
 fn new_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("keepwell-plugin-test-{}-{count}", std::process::id());
-    let dir = std::env::temp_dir().join(name);
-    match std::fs::create_dir_all(dir.join("plugins"))
-        .and_then(|()| std::fs::create_dir_all(dir.join("repo/.chunks")))
-    {
-        Ok(()) => dir,
-        Err(error) => panic!("unable to make {}: {error}", dir.display()),
+    for _ in 0..1000 {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("keepwell-plugin-test-{}-{count}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        let made = made.and_then(|()| std::fs::create_dir_all(dir.join("plugins")));
+        match made.and_then(|()| std::fs::create_dir_all(dir.join("repo/.chunks"))) {
+            Ok(()) => return dir,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("unable to make {}: {error}", dir.display()),
+        }
     }
+    panic!("{} is full of old tests", std::env::temp_dir().display())
 }
 
 fn run(command: &mut Command) -> Run {
@@ -132,6 +139,13 @@ impl Component {
     pub fn run(&self, arguments: &[&str]) -> Run {
         let mut command = keepwell();
         command.args(arguments).current_dir(&self.dir);
+        // What the user has set is not the test's.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if ["PBS_", "PROXMOX_", "ALL_PROXY"].iter().any(|prefix| name.starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
         for (name, dir) in [
             ("HOME", "home"),
             ("XDG_CONFIG_HOME", "config"),

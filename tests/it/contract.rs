@@ -3,6 +3,8 @@
 
 use crate::support::{Run, World, noise};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -91,20 +93,30 @@ fn an_old_plugin_for_tars_works() {
 
 #[test]
 fn old_capabilities_are_had() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let answer = "HTTP/1.1 200 OK\r\nX-Told: it\r\nContent-Length: 2\r\n\r\nhi";
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
     let grants = "[plugins.prober.grants]\nread = ['/']\nrun = ['sh']\nenvironment = ['HOME']\n\
-                  clock = true\nrandom = true\nscratch = '1MiB'\nhttp = ['localhost:9']\n";
-    let old = Old::new("guest-prober", grants);
+                  clock = true\nrandom = true\nscratch = '1MiB'\nhttp = ['localhost:PORT']\n";
+    let old = Old::new("guest-prober", &grants.replace("PORT", &port.to_string()));
     old.0.write("file", "");
     old.0.write("data/file", "mine");
     let read = format!("read {}", old.0.path("data/file").display());
     let probes = [
         &read,
-        "output echo x",
+        "output printf x",
         "scratch printf y",
         "variable HOME",
         "clock",
         "random",
-        "fetch http://localhost:9/",
+        &format!("fetch http://localhost:{port}/"),
+        "status exit 3",
+        "note x",
     ];
     let mut command = old.0.command();
     command.env("KEEPWELL_PLUGIN_PATH", old.0.path("plugins"));
@@ -116,7 +128,7 @@ fn old_capabilities_are_had() {
     assert!(got[0] == "mine" && got[1] == "x", "{got:?}");
     assert!(got[2] == "y" && got[3].starts_with('/'), "{got:?}");
     assert!(got[4].parse::<u64>().is_ok() && got[5] == "16", "{got:?}");
-    assert!(got[6].contains("could not connect to localhost:9"), "{got:?}");
+    assert_eq!(got[6..], ["200 Some(\"it\") hi", "3", "x"]);
 }
 
 #[test]

@@ -57,6 +57,22 @@ fn compiled_code_is_cached_where_only_we_can_write() {
 }
 
 #[test]
+fn a_newer_contract_is_told() {
+    let world = World::new();
+    let (_, bytes) = keepwell_test_guests::COMPONENTS[1];
+    let (old, new) = (b"keepwell:retention/policy@0.1.0", b"keepwell:retention/policy@0.2.0");
+    let mut bytes = bytes.to_vec();
+    let mut at = 0;
+    while let Some(found) = bytes[at..].windows(old.len()).position(|window| window == old) {
+        bytes[at + found..][..new.len()].copy_from_slice(new);
+        at += found + new.len();
+    }
+    assert!(at > 0);
+    world.write("newer.wasm", bytes);
+    world.fails("plugin inspect newer.wasm").says("implements keepwell:retention/policy@0.2.0");
+}
+
+#[test]
 fn what_is_no_component_is_refused_with_its_name() {
     let world = World::new();
     world.write("plugins/broken.wasm", b"not wasm");
@@ -289,6 +305,16 @@ impl Granted {
         self.probe_with(probes, |_| {})
     }
 
+    /// What is said of a probe whose archive is not made.
+    fn refused(&self, probe: &str) -> Run {
+        self.world.write("file", "");
+        let _ = fs::remove_dir_all(self.world.path("repo/host"));
+        let run = self.run(&["backup", "a.probe:file", "--backup-id", "me", "--probe", probe]);
+        run.assert_failed(probe);
+        assert!(self.world.snapshots().is_empty(), "half an archive is none");
+        run
+    }
+
     fn probe_with(&self, probes: &[&str], prepare: impl Fn(&mut Command)) -> (Vec<String>, String) {
         self.world.write("file", "");
         let _ = fs::remove_dir_all(self.world.path("repo/host"));
@@ -370,6 +396,7 @@ fn web_servers_that_are_granted_are_asked() {
     let (port, asked) = web_server(&[
         ("/a?b", "HTTP/1.1 200 OK\r\nX-Told: this\r\nContent-Length: 5\r\n\r\nhello"),
         ("/half", "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"),
+        ("/open", "HTTP/1.0 200 OK\r\n\r\nhello"),
         ("/moved", "HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
     ]);
     let granted = Granted::new(2, "");
@@ -389,6 +416,8 @@ fn web_servers_that_are_granted_are_asked() {
         "fetch gopher://a/".to_owned(),
         "output printf one; sleep 0.1; printf two".to_owned(),
         https.clone(),
+        format!("fetch {}", url("open")),
+        format!("copied {}", url("a?b")),
     ];
     let probes: Vec<&str> = probes.iter().map(String::as_str).collect();
     let (got, told) = granted.probe(&probes);
@@ -402,15 +431,80 @@ fn web_servers_that_are_granted_are_asked() {
     assert!(got[7].contains("none that this system trusts"), "{got:?}");
     assert!(told.contains("plugins.prober.grants.http = ['localhost:"), "{told}");
     let requests: Vec<String> = asked.try_iter().collect();
-    assert_eq!(requests.len(), 4, "{requests:?}");
+    assert_eq!(requests.len(), 6, "{requests:?}");
     assert!(requests[0].contains("\r\nx-key: value\r\n"), "{requests:?}");
     assert!(requests[1].starts_with("POST ") && requests[1].ends_with("\r\n\r\nsent"));
+    assert!(got[8].contains("did not say where its answer ends"), "{got:?}");
+    assert_eq!(got[9], "hello5", "content and its length");
+    for half in ["copied-half", "copied"] {
+        let probe = format!("{half} {}", url(if half == "copied" { "half" } else { "a?b" }));
+        let refused = granted.refused(&probe);
+        refused.says("plugin 'prober': it did not find out whether all of the answer of http://");
+    }
     // A system that trusts it.
     let roots = served.world.path("srv/proxy.pem");
     let (got, _) = granted.probe_with(&[&https], |command| {
         command.env("SSL_CERT_FILE", &roots);
     });
     assert!(got[0].starts_with("401 None "), "{got:?}");
+}
+
+/// Ctrl-C while a plugin waits for what does not come.
+#[test]
+fn what_a_plugin_waits_for_holds_nobody() {
+    // The first answers nothing, the second half of what it announced.
+    let (silent, half) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
+    let (silent, half) = (silent.unwrap(), half.unwrap());
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    let settings = format!(
+        "[plugins.prober.grants]\nrun = ['sh']\nhttp = ['127.0.0.1:{}', '127.0.0.1:{}']\n",
+        port(&silent),
+        port(&half)
+    );
+    let granted = Granted::new(2, &settings);
+    granted.world.write("file", "");
+    let (begun, begin) = (granted.world.path("begun"), "touch begun; sleep 60");
+    let probes = [
+        format!("fetch http://127.0.0.1:{}/", port(&silent)),
+        format!("fetch http://127.0.0.1:{}/", port(&half)),
+        format!("run {begin}"),
+        format!("output {begin}"),
+        format!("spliced {begin}"),
+    ];
+    for (number, probe) in probes.iter().enumerate() {
+        let mut command = granted.world.command();
+        for (name, dir) in [("XDG_CONFIG_HOME", "config"), ("KEEPWELL_PLUGIN_PATH", "plugins")] {
+            command.env(name, granted.world.path(dir));
+        }
+        command.args(["backup", "a.probe:file", "--backup-id", "me", "--probe", probe]);
+        let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        // Held open to the end of the turn.
+        let _held = match number {
+            0 => Some(silent.accept().unwrap().0),
+            1 => {
+                let (mut stream, _) = half.accept().unwrap();
+                let _ = stream.read(&mut [0; 4096]).unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").unwrap();
+                Some(stream)
+            }
+            _ => {
+                while !begun.exists() {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                fs::remove_file(&begun).unwrap();
+                None
+            }
+        };
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::INT,
+        )
+        .unwrap();
+        let run = Run::from(child.wait_with_output().unwrap());
+        run.assert_failed(probe);
+        run.says("interrupted: no snapshot was made");
+    }
+    assert!(granted.world.snapshots().is_empty());
 }
 
 #[test]
@@ -424,6 +518,8 @@ fn what_is_asked_for_and_granted_is_had() {
     world.write("data/in/file", "inside");
     world.write("outside", "outside");
     std::os::unix::fs::symlink("../../outside", dir.join("in/link")).unwrap();
+    let made = Command::new("mkfifo").arg(dir.join("in/fifo")).status().unwrap();
+    assert!(made.success());
     let settings = fs::read_to_string(world.path("config/keepwell/config.toml")).unwrap();
     let settings = settings.replace("/srv", &dir.to_string_lossy());
     fs::write(world.path("config/keepwell/config.toml"), settings).unwrap();
@@ -447,6 +543,16 @@ fn what_is_asked_for_and_granted_is_had() {
         "scratch seq 1000",
         "escape ../../etc/passwd",
     ]);
+    let (pipes, _) = granted.probe(&[
+        "output cat",
+        "status exit 4",
+        "status exit 5",
+        "held seq 1000000",
+        "note written",
+        &format!("pipe {}", inside("in/fifo")),
+        "spliced printf whole",
+        "run sleep 20 & exit 0",
+    ]);
     assert_eq!(got[0..2], ["inside", "in"]);
     for line in &got[2..5] {
         assert!(!line.contains("outside") || line.contains("may not"), "{got:?}");
@@ -461,6 +567,16 @@ fn what_is_asked_for_and_granted_is_had() {
     assert_eq!(got[11..13], ["16", "short"]);
     assert!(got[13].contains("more than 1024 bytes"), "{got:?}");
     assert!(!got[14].contains("root"), "{got:?}");
+    assert_eq!(pipes[..2], ["input", "4"]);
+    assert!(pipes[2].contains("exit status: 5"), "{pipes:?}");
+    // Of "1\n": what nobody reads keeps nobody.
+    assert_eq!(pipes[3..6], ["1", "", "written"]);
+    assert!(pipes[6].contains("a pipe is spliced to its end"), "{pipes:?}");
+    assert_eq!(pipes[7..], ["whole5", "ended well"]);
+    for half in ["half printf half", "spliced printf half; exit 1"] {
+        let refused = granted.refused(half);
+        refused.says("it did not find out whether all of the output of 'sh' came");
+    }
     let (got, _) = granted.probe(&["clock"]);
     assert!(got[0].parse::<u64>().unwrap() > 1_700_000_000);
     assert_eq!(fs::read_dir(world.path("tmp")).unwrap().count(), 0, "scratch space is removed");

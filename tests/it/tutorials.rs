@@ -63,7 +63,11 @@ fn follow(heading: &str) -> (World, String) {
     if unpacked.is_file() {
         command.env("GUEST_RUSTC", unpacked);
     }
-    let arguments = ["-c".to_owned(), script(&readme, heading)];
+    // The machine's own logs are whatever they are.
+    world.write("logs/a.log", b"a".repeat(5000));
+    world.write("logs/b.log", b"bb");
+    let script = script(&readme, heading).replace("/var/log", "$HOME/logs");
+    let arguments = ["-c".to_owned(), script];
     let mut bash = Command::new("bash");
     bash.env_clear().current_dir(&world.dir).args(arguments);
     bash.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -83,7 +87,8 @@ fn the_tutorials_make_plugins_that_work() {
     let (_, printed) = follow("An output format");
     assert!(printed.contains("web1\t1000\nweb1\t2000\nweb1\t3000\n"), "{printed}");
     let (_, printed) = follow("A source");
-    assert!(printed.contains("test it_keeps_to_the_contract ... ok"), "{printed}");
+    let expected = format!("==> a.log <==\n{}==> b.log <==\nbb", "a".repeat(4096));
+    assert!(printed.contains(&expected), "{printed}");
     let (world, printed) = follow("A reader");
     assert!(printed.contains("test each_message_is_a_file ... ok"), "{printed}");
     let messages = world.path("mbox/messages");
@@ -96,8 +101,13 @@ fn the_tutorials_make_plugins_that_work() {
 fn what_can_be_no_project_is_told() {
     let world = World::new();
     let fails = |line: &str| world.fails(line);
-    fails("plugin new --kind retention Keep").says("'Keep' is no name of a plugin");
-    fails("plugin new --kind retention json").says("'json' is taken");
+    for name in ["Keep", "2x", "a-", "a_b", "a/b", "../a", "\u{e4}"] {
+        let told = format!("'{name}' is no name of a plugin");
+        fails(&format!("plugin new --kind retention {name}")).says(&told);
+    }
+    for name in ["json", "pxar", "mpxar", "log", "text", "test", "help", "fn"] {
+        fails(&format!("plugin new --kind source {name}")).says(&format!("'{name}' is taken"));
+    }
     fails("plugin new --kind other mine").says("other");
     world.write("mine/file", b"x");
     fails("plugin new --kind source mine").says("'mine' is there already");

@@ -54,12 +54,12 @@ impl Source for Dump {
         let program = String::from_utf8(program)
             .map_err(|_| Failure::Invalid("the name of the command is not UTF-8".into()))?;
         let arguments: Vec<Argument<'_>> = words.map(Argument::Plain).collect();
-        let process = Process::start(&program, &arguments)?;
+        let process = Process::start(&program, &arguments, &[])?;
         let suffix = format!(".{}", request.archive_extension);
         let stream = open_stream(&suffix, Chunking::ContentDefined, None)?;
         stream.splice_to_end(&process.output()?)?;
         // Half a dump is none: this fails unless the command succeeds.
-        process.finish()?;
+        process.finish(&[])?;
         Ok(Summary { entries: 1 })
     }
 }

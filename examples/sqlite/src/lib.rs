@@ -44,16 +44,16 @@ impl Source for Sqlite {
         if file.read_at(0, MAGIC.len() as u32)? != MAGIC {
             return Err(Failure::Invalid("it is no SQLite database".into()));
         }
-        let copy = format!("{}/{COPY}", scratch::path()?);
+        let copy = [&scratch::directory()?, &b"/"[..], COPY.as_bytes()].concat();
         let plain = |text: &str| Argument::Plain(text.as_bytes().to_vec());
         // Writers may keep it busy for a while.
         let arguments = [
             plain("-cmd"),
             plain(".timeout 60000"),
             Argument::PathOf(&file),
-            Argument::Plain(format!(".backup '{copy}'").into_bytes()),
+            Argument::Plain([b".backup '", &copy[..], b"'"].concat()),
         ];
-        Process::start(PROGRAM, &arguments)?.finish()?;
+        Process::start(PROGRAM, &arguments, &[])?.finish(&[])?;
         let copy = scratch::open(COPY.as_bytes())?;
         let size = copy.examine()?.metadata.size;
         let suffix = format!(".{}", request.archive_extension);

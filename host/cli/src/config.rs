@@ -6,6 +6,7 @@ use crate::plugins::Limits;
 use crate::terminal::xdg_config;
 use anyhow::{Context, Result, anyhow, bail};
 use keepwell_engine::plugin::Capability;
+use keepwell_wasm::web_place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
@@ -302,7 +303,7 @@ fn check_grant(grant: &str, value: &Value) -> Result<()> {
                 let text = value.as_str().unwrap_or_default();
                 let is_right = match grant {
                     "read" => text.starts_with('/'),
-                    "http" => !text.contains(['/', '@', '*']),
+                    "http" => web_place(text).is_some(),
                     _ => true,
                 };
                 text.is_empty() || !is_right

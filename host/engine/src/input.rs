@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Where an inode lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,7 +303,12 @@ impl InputFile {
 
     /// Waits a moment for bytes or the end, in pipes; false where there is nothing yet.
     pub fn wait(&self) -> std::io::Result<bool> {
-        let moment = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        self.wait_for(Duration::from_millis(200))
+    }
+
+    /// The same, at most so long, which is less than a second.
+    pub fn wait_for(&self, moment: Duration) -> std::io::Result<bool> {
+        let moment = Timespec { tv_sec: 0, tv_nsec: moment.subsec_nanos().into() };
         let mut polled = [PollFd::new(&self.file, PollFlags::IN)];
         match poll(&mut polled, Some(&moment)) {
             Ok(count) => Ok(count > 0),
@@ -325,6 +331,11 @@ impl InputFile {
         }
     }
 
+    /// Whether it can be read at any position, unlike a pipe.
+    pub fn has_positions(&self) -> bool {
+        matches!(self.kind, EntryKind::File | EntryKind::BlockDevice)
+    }
+
     /// Reads at a position, where that is possible; what can only be read on is waited for. 0 at the end.
     pub fn read_or_wait(
         &self,
@@ -333,7 +344,7 @@ impl InputFile {
         cancel: &Cancel,
     ) -> Result<usize, Failure> {
         let failed = |error: std::io::Error| Failure::Io(error.to_string());
-        if matches!(self.kind, EntryKind::File | EntryKind::BlockDevice) {
+        if self.has_positions() {
             return self.read_at(buffer, offset).map_err(failed);
         }
         let read = self.read.load(Ordering::Relaxed);

@@ -155,6 +155,7 @@ impl std::fmt::Display for Capability {
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::Clock => f.write_str("clock"),
             Self::Random => f.write_str("random"),
+            Self::Scratch(u64::MAX) => f.write_str("scratch *"),
             Self::Scratch(bytes) => write!(f, "scratch {bytes} bytes"),
             Self::Http(host) => write!(f, "http {host}"),
         }

@@ -14,7 +14,7 @@ pub enum Omission {
     Vanished,
     Unsupported,
     Changed,
-    /// parts of it could not be read and are zeros in the archive
+    /// reading failed: it is left out, or the parts that could not be read are zeros
     Unreadable,
     TooLarge,
     Marked,

@@ -10,6 +10,7 @@ use crate::reuse::Reusable;
 use crate::sink::{Chunking, Destination, Piece, Sink};
 use crossbeam_channel::Receiver;
 use keepwell_model::catalog::CatalogKind;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -108,31 +109,32 @@ impl RandomAccess for PipeArchive {
     }
 }
 
-/// Runs a source and writes its only stream to `out`.
+/// Runs a source and writes its streams to `outs`, in the order in which they are opened. It fails to open more.
 pub fn write_archive(
     source: &mut dyn Source,
     origin: Origin,
     request: SourceRequest,
-    out: Box<dyn Write + Send>,
+    outs: Vec<Box<dyn Write + Send>>,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
 ) -> Result<SourceSummary> {
-    let thread = Arc::new(Mutex::new(None));
+    let threads = Arc::new(Mutex::new(Vec::new()));
     let destination = FileDestination {
-        out: Some(out),
-        thread: thread.clone(),
+        outs: outs.into(),
+        threads: threads.clone(),
         report: report.clone(),
         cancel: cancel.clone(),
         counters: counters.clone(),
     };
     let sink = Sink::new(Box::new(destination), report, cancel.clone(), counters);
     let outcome = source.write_archive(origin, request, sink);
-    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let written = match thread {
-        Some(thread) => thread.join().map_err(|_| EngineError::Worker)?,
-        None => Ok(()),
-    };
+    let threads = std::mem::take(&mut *threads.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut written = Ok(());
+    for thread in threads {
+        let ended = thread.join().map_err(|_| EngineError::Worker)?;
+        written = written.and(ended);
+    }
     if cancel.is_cancelled() {
         return Err(EngineError::Cancelled);
     }
@@ -143,8 +145,8 @@ pub fn write_archive(
 }
 
 struct FileDestination {
-    out: Option<Box<dyn Write + Send>>,
-    thread: Arc<Mutex<Option<JoinHandle<Result<()>>>>>,
+    outs: VecDeque<Box<dyn Write + Send>>,
+    threads: Arc<Mutex<Vec<JoinHandle<Result<()>>>>>,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -162,7 +164,7 @@ impl Destination for FileDestination {
         _size: Option<u64>,
         pieces: Receiver<Piece>,
     ) -> std::result::Result<Option<u64>, Failure> {
-        let Some(out) = self.out.take() else {
+        let Some(out) = self.outs.pop_front() else {
             return Err(Failure::Unsupported("a file takes one stream".into()));
         };
         let (report, cancel) = (self.report.clone(), self.cancel.clone());
@@ -174,7 +176,7 @@ impl Destination for FileDestination {
         };
         let started = thread::Builder::new().name("writer".into()).spawn(write);
         let started = started.map_err(|error| Failure::Io(error.to_string()))?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(started);
         Ok(None)
     }
 

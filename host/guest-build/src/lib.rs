@@ -10,7 +10,7 @@
 
 mod toolchain;
 
-pub use toolchain::{Job, TARGET, Toolchain, cargo};
+pub use toolchain::{Job, Package, TARGET, Toolchain, cargo};
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
@@ -50,7 +50,10 @@ pub fn run(workspace: &Path, guests: &[Guest]) -> Result<()> {
         Origin::Compiler(toolchain) => toolchain.build(&Job {
             workspace,
             target: &target.join("guest"),
-            packages,
+            packages: &packages
+                .iter()
+                .map(|name| Package { id: name, library: name })
+                .collect::<Vec<_>>(),
             profile: "guest",
             is_locked: true,
             is_quiet: true,

@@ -39,13 +39,22 @@ const COMPACT: [(&str, &str); 5] = [
     ("CODEGEN_UNITS", "1"),
 ];
 
+/// A package that makes a component.
+#[derive(Clone, Copy, Debug)]
+pub struct Package<'a> {
+    /// what cargo knows it by: a name, where no other package has it, or an id
+    pub id: &'a str,
+    /// its library's, which is the name of the file
+    pub library: &'a str,
+}
+
 /// What is to be compiled.
 #[derive(Debug)]
 pub struct Job<'a> {
     pub workspace: &'a Path,
     /// the inner cargo's own target directory
     pub target: &'a Path,
-    pub packages: &'a [&'a str],
+    pub packages: &'a [Package<'a>],
     pub profile: &'a str,
     /// with the Cargo.lock that is there
     pub is_locked: bool,
@@ -90,7 +99,7 @@ impl Toolchain {
     pub fn build(&self, job: &Job<'_>) -> Result<Vec<Vec<u8>>> {
         let mut command = self.command(job);
         for package in job.packages {
-            command.args(["-p", package]);
+            command.args(["-p", package.id]);
         }
         command.stdin(Stdio::null());
         if !job.is_quiet {
@@ -99,18 +108,20 @@ impl Toolchain {
         let output = command.output().with_context(|| format!("running {command:?}"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("compiling {} failed\n{said}", job.packages.join(", "));
+            let names: Vec<&str> = job.packages.iter().map(|package| package.library).collect();
+            bail!("compiling {} failed\n{said}", names.join(", "));
         }
         job.packages
             .iter()
             .map(|package| {
-                let name = format!("{}.wasm", package.replace('-', "_"));
+                let name = format!("{}.wasm", package.library.replace('-', "_"));
                 let file = job.target.join(TARGET).join(job.profile).join(name);
                 if !crate::is_wasm_file(&file) {
                     bail!("the compiler did not make {}", file.display());
                 }
                 let module = fs::read(&file).with_context(|| file.display().to_string())?;
-                crate::componentize(&module).with_context(|| format!("wrapping {package}"))
+                crate::componentize(&module)
+                    .with_context(|| format!("wrapping {}", package.library))
             })
             .collect()
     }
@@ -215,7 +226,7 @@ pub(crate) fn unpack_debian(dest: &Path, tell: &dyn Fn(&str)) -> Result<PathBuf>
     let lock = fs::File::create(dest.with_extension("lock"))?;
     lock.lock()?;
     let rustc = dest.join("bin/rustc");
-    if rustc.is_file() {
+    if Toolchain::of(&rustc, &rustc).is_ok() {
         return Ok(rustc);
     }
     tell("fetching Debian's rustc-web (137 MB) to compile the plugins");
@@ -307,6 +318,11 @@ fn unpack_package(package: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// As a word of the shell.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"))
+}
+
 /// A `bin/rustc` that finds its shared libraries where the tree will finally lie.
 fn write_wrapper(fresh: &Path, dest: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -316,9 +332,9 @@ fn write_wrapper(fresh: &Path, dest: &Path) -> Result<()> {
     let llvm = dest.join("usr/lib/x86_64-linux-gnu");
     let script = format!(
         "#!/bin/sh\nLD_LIBRARY_PATH={}:{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} exec {} \"$@\"\n",
-        libraries.display(),
-        llvm.display(),
-        dest.join("usr/bin/rustc").display()
+        quoted(&libraries),
+        quoted(&llvm),
+        quoted(&dest.join("usr/bin/rustc"))
     );
     fs::create_dir_all(fresh.join("bin"))?;
     let file = fresh.join("bin/rustc");

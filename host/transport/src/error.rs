@@ -19,6 +19,8 @@ pub enum Error {
     NotConfirmed { presented: String },
     #[error("the certificate of {address} is none that this system trusts")]
     Untrusted { address: String },
+    #[error("{address} did not say where its answer ends, so it may be half of one")]
+    EndUnknown { address: String },
     /// there can be no such request
     #[error("{0}")]
     Request(String),

@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 use crate::network::{Interrupt, Network};
 use bytes::{Buf, Bytes};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, USER_AGENT};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use std::io::Read;
@@ -154,24 +154,41 @@ async fn exchange(
     sender.send_request(request).await.map_err(lost)
 }
 
-/// Hands a body on piece by piece; an empty one is its end.
+/// Whether something else than the end of the connection tells where the body ends.
+fn has_end(response: &Response<Incoming>) -> bool {
+    let mut codings = response.headers().get_all(TRANSFER_ENCODING).iter();
+    let last = codings.next_back().and_then(|coding| coding.to_str().ok());
+    let is_chunked = last.is_some_and(|codings| {
+        codings.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
+    });
+    is_chunked || response.body().size_hint().exact().is_some()
+}
+
+/// Hands a body on piece by piece, as long as somebody wants it; an empty one is its end.
 async fn pass_on(
     mut response: Response<Incoming>,
     address: String,
     interrupt: Interrupt,
     pieces: mpsc::Sender<Result<Bytes>>,
 ) {
+    let has_end = has_end(&response);
     loop {
         let next = async {
             match timeout(SILENCE_MAX, response.body_mut().frame()).await {
                 Err(_) => Err(Error::Timeout("waiting for the server")),
-                Ok(None) => Ok(Some(Bytes::new())),
+                Ok(None) if has_end => Ok(Some(Bytes::new())),
+                // A server that died looks the same.
+                Ok(None) => Err(Error::EndUnknown { address: address.clone() }),
                 Ok(Some(Err(error))) => Err(Error::lost(address.clone(), Some(error.into()))),
                 // Trailers are none of the body.
                 Ok(Some(Ok(frame))) => Ok(frame.into_data().ok().filter(|data| !data.is_empty())),
             }
         };
-        let piece = match interrupt.or(next).await {
+        let next = tokio::select! {
+            next = interrupt.or(next) => next,
+            () = pieces.closed() => return,
+        };
+        let piece = match next {
             Ok(None) => continue,
             Ok(Some(piece)) => Ok(piece),
             Err(error) => Err(error),
@@ -268,6 +285,9 @@ mod tests {
         for half in [
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
+            // Nothing says that this is all of it.
+            "HTTP/1.1 200 OK\r\n\r\nabc",
+            "HTTP/1.0 200 OK\r\n\r\n",
         ] {
             let (port, served) = server(half);
             let mut response = client().fetch(request(port, false), None).unwrap();

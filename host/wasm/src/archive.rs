@@ -115,13 +115,14 @@ impl Source for WasmSource {
             self.0.start(|indices, store, instance| indices.load(store, instance))?;
         let state = store.data_mut();
         state.sink = Some(sink);
+        state.rights = Some(self.0.plugin.rights());
         let granted = |error: wasmtime::Error| Failure::Other(error.to_string());
         let origin = match origin {
             Origin::Directory(directory) => {
                 source::Origin::Directory(state.push(DirectoryHandle(directory)).map_err(granted)?)
             }
             Origin::File(file) => {
-                source::Origin::File(state.push(FileHandle(file)).map_err(granted)?)
+                source::Origin::File(state.push(FileHandle(file, None)).map_err(granted)?)
             }
         };
         let previous = grant(state, request.previous).map_err(granted)?;
@@ -139,7 +140,14 @@ impl Source for WasmSource {
         };
         let written = guest.call_write_archive(&mut store, origin, &request);
         let outcome = match written {
-            Ok(outcome) => outcome.map_err(|failure| store.data().blamed(failure.into())),
+            Ok(outcome) => {
+                let outcome = outcome.map_err(Failure::from);
+                let outcome = outcome.and_then(|summary| {
+                    store.data().check_spliced()?;
+                    Ok(summary)
+                });
+                outcome.map_err(|failure| store.data().blamed(failure))
+            }
             Err(_) if self.0.cancel.is_cancelled() => Err(Failure::Cancelled),
             Err(error) => Err(trap(&mut store, &error)),
         };

@@ -165,6 +165,7 @@ impl From<archive_sink::Omission> for Omission {
             Given::Vanished => Self::Vanished,
             Given::Unsupported => Self::Unsupported,
             Given::Changed => Self::Changed,
+            Given::Unreadable => Self::Unreadable,
             Given::TooLarge => Self::TooLarge,
             Given::Marked => Self::Marked,
         }

@@ -15,7 +15,7 @@ mod rights;
 mod state;
 mod wasi;
 
-pub use archive::web::{Url, Web, WebRequest, WebResponse};
+pub use archive::web::{Url, Web, WebRequest, WebResponse, web_place};
 pub use cache::CodeCache;
 pub use rights::Rights;
 
@@ -37,7 +37,7 @@ use wasmtime::{Config, Engine};
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub memory_bytes_max: usize,
-    /// for retention policies and formatters; archives take as long as they take
+    /// of retention policies and formatters; and how long archives may compute without reading or writing
     pub call_time_max: Duration,
     /// open directories, files and streams of one instance
     pub handles_max: usize,
@@ -63,6 +63,8 @@ pub enum LoadError {
     Component { name: String, problem: String },
     #[error("plugin '{name}' implements none of source, reader, retention policy and formatter")]
     NoRole { name: String },
+    #[error("plugin '{name}' implements {found}, which this version does not know: it has @0.1.0")]
+    OtherVersion { name: String, found: String },
     #[error("unable to read plugin '{file}': {problem}")]
     Unreadable { file: String, problem: String },
     #[error("the runtime for plugins can't be started: {0}")]
@@ -398,7 +400,7 @@ impl Plugin {
             described.push(formatter::describe(self)?);
         }
         let merged = described.into_iter().reduce(PluginInfo::merge);
-        let mut info = merged.ok_or_else(|| LoadError::NoRole { name: self.inner.name.clone() })?;
+        let Some(mut info) = merged else { return Err(self.no_role()) };
         info.check()
             .map_err(|problem| LoadError::Component { name: self.inner.name.clone(), problem })?;
         info.is_source = is_source;
@@ -406,6 +408,17 @@ impl Plugin {
         info.is_retention = is_retention;
         info.is_formatter = is_formatter;
         Ok(info)
+    }
+
+    /// It has no role, or one of another version of the contract.
+    fn no_role(&self) -> LoadError {
+        let name = self.inner.name.clone();
+        let exports = self.interfaces().map(|interfaces| interfaces.exports).unwrap_or_default();
+        let mut exports = exports.into_iter().filter(|name| name.starts_with("keepwell:"));
+        match exports.find(|name| !name.contains("/about@")) {
+            Some(found) => LoadError::OtherVersion { name, found },
+            None => LoadError::NoRole { name },
+        }
     }
 
     /// A source. It can read only what it is given for each archive.

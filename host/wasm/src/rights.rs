@@ -1,6 +1,7 @@
 //! What a plugin may do beyond the contract's plain functions: what it asks for and the
 //! administrator grants, both.
 
+use crate::web_place;
 use keepwell_engine::plugin::Capability;
 use std::path::{Component, Path, PathBuf};
 
@@ -65,8 +66,10 @@ impl Rights {
             (Environment(asked), Environment(granted)) if is_same(asked, granted) => {
                 self.environment.push(granted.clone());
             }
-            (Http(asked), Http(granted)) if is_same(asked, granted) => {
-                self.http.push(granted.to_ascii_lowercase());
+            (Http(asked), Http(granted)) => {
+                let granted = web_place(granted);
+                let is_same = asked == ANY || web_place(asked) == granted;
+                self.http.extend(granted.filter(|_| is_same));
             }
             (Clock, Clock) => self.clock = true,
             (Random, Random) => self.random = true,

@@ -15,19 +15,36 @@ use keepwell_engine::plugin::Failure;
 use keepwell_engine::report::{Notice, Report};
 use keepwell_engine::sink::Sink;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
 
 pub struct DirectoryHandle(pub(crate) Directory);
-pub struct FileHandle(pub(crate) Arc<InputFile>);
+pub struct FileHandle(pub(crate) Arc<InputFile>, pub(crate) Option<Arc<Unfinished>>);
 pub struct PatternHandle(pub(crate) PatternList);
 pub struct StreamHandle(pub(crate) u32);
 pub struct BytesHandle(pub(crate) Arc<dyn RandomAccess>);
 pub struct ProcessHandle(pub(crate) Process);
 pub struct ResponseHandle(pub(crate) Fetched);
+
+/// Where a pipe comes from: whether what was spliced is whole is known only when that has finished.
+pub(crate) struct Unfinished {
+    pub(crate) what: String,
+    has_succeeded: AtomicBool,
+}
+
+impl Unfinished {
+    pub(crate) fn new(what: &str) -> Arc<Self> {
+        Arc::new(Self { what: what.to_owned(), has_succeeded: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn succeed(&self) {
+        self.has_succeeded.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The host's side of one instance.
 pub(crate) struct State {
@@ -37,7 +54,12 @@ pub(crate) struct State {
     /// there only while a source writes
     pub(crate) sink: Option<Sink>,
     report: Option<Report>,
-    pub(crate) rights: Rights,
+    /// of a source while it writes; nothing else has any
+    pub(crate) rights: Option<Rights>,
+    /// what was spliced from pipes
+    pub(crate) spliced: Vec<Arc<Unfinished>>,
+    /// answers of web servers that it holds
+    pub(crate) responses: usize,
     pub(crate) web: Option<Arc<dyn Web>>,
     pub(crate) cancel: Cancel,
     /// made when it is first asked for
@@ -111,6 +133,26 @@ impl State {
         self.sink.as_mut().ok_or_else(|| Failure::Denied("no archive is being made".into()))
     }
 
+    /// What it may do; nothing unless it is a source that writes.
+    pub(crate) fn rights(&self) -> &Rights {
+        static NONE: LazyLock<Rights> = LazyLock::new(Rights::default);
+        self.rights.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Fails where something was spliced that may be half of what it should be.
+    pub(crate) fn check_spliced(&self) -> Result<(), Failure> {
+        let mut spliced = self.spliced.iter();
+        match spliced.find(|source| !source.has_succeeded.load(Ordering::Relaxed)) {
+            Some(source) => {
+                let what = &source.what;
+                let text =
+                    format!("it did not find out whether all of {what} came: it takes `finish`");
+                Err(Failure::Invalid(text))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// It reads or writes something, so it is not lost in an endless loop.
     pub(crate) fn is_busy(&mut self) {
         self.idle = 0;
@@ -143,6 +185,9 @@ impl State {
     pub(crate) fn refused(&mut self, what: &str, key: &str, value: &str) -> Failure {
         let plugin = &self.plugin;
         let text = format!("plugin '{plugin}' may not have {what}");
+        if self.rights.is_none() {
+            return Failure::Denied(format!("{text}: only sources may, while they write"));
+        }
         if self.refused.len() < REFUSALS_MAX && self.refused.insert(text.clone()) {
             let value = match key {
                 "read" | "run" | "environment" | "http" => format!("['{value}']"),
@@ -295,7 +340,9 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         table,
         sink: None,
         report,
-        rights: plugin.rights(),
+        rights: None,
+        spliced: Vec::new(),
+        responses: 0,
         web: runtime.web(),
         cancel: match &patience {
             Patience::Until(cancel) => cancel.clone(),

@@ -90,7 +90,7 @@ fn granted(
     let state = store.data_mut();
     Ok(Some(match called {
         "wasi:cli/environment get-environment" => {
-            let names = state.rights.environment.iter();
+            let names = state.rights().environment.iter();
             let pairs = names.filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
             let pair = |(name, value)| Val::Tuple(vec![Val::String(name), Val::String(value)]);
             Val::List(pairs.map(pair).collect())
@@ -152,7 +152,7 @@ fn granted(
 /// Always the same without the right to them: interpreters can't start without any.
 fn random(state: &State, length: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0x55; length];
-    if state.rights.random {
+    if state.rights().random {
         getrandom::fill(&mut bytes).map_err(|error| Error::msg(error.to_string()))?;
     }
     Ok(bytes)
@@ -166,7 +166,7 @@ fn random_word(state: &State) -> Result<u64> {
 
 /// It stands still without the right to it.
 fn clock(state: &State) -> Duration {
-    if state.rights.clock { now() } else { Duration::ZERO }
+    if state.rights().clock { now() } else { Duration::ZERO }
 }
 
 /// "No" in a type: the error of a result, the emptiest value of the others.

@@ -111,7 +111,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 
 pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
-        Some(("new", matches)) => new::new(matches),
+        Some(("new", matches)) => new::new(&plugins, matches),
         Some(("build", matches)) => build::build(matches),
         Some(("list", matches)) => list(&plugins, matches),
         Some(("inspect", matches)) => inspect(&plugins, matches).map(|_| ()),
@@ -228,7 +228,10 @@ fn inspect(plugins: &Plugins, matches: &ArgMatches) -> Result<Loaded> {
     ];
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
     lines.extend(rows.map(|(head, value)| format!("{head:<10}{value}")));
-    if granted.len() < info.capabilities.len() {
+    let grants = plugins.config().grants_of(&info.name);
+    let is_granted =
+        |asked: &Capability| !Rights::of(std::slice::from_ref(asked), &grants).list().is_empty();
+    if !info.capabilities.iter().all(is_granted) {
         lines.push("To grant all that it asks for, config.toml takes:".into());
         lines.push(format!("[plugins.{}.grants]", info.name));
         lines.extend(grant_lines(&info.capabilities));
@@ -242,7 +245,7 @@ fn grant_lines(capabilities: &[Capability]) -> Vec<String> {
     let mut lists: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut list = |key: &'static str, asked: &str, any: &str| {
         let value = if asked == "*" { any } else { asked };
-        lists.entry(key).or_default().push(format!("{value:?}"));
+        lists.entry(key).or_default().push(toml::Value::from(value).to_string());
     };
     let mut others = Vec::new();
     for capability in capabilities {
@@ -253,6 +256,7 @@ fn grant_lines(capabilities: &[Capability]) -> Vec<String> {
             Capability::Http(host) => list("http", host, "HOST"),
             Capability::Clock => others.push("clock = true".to_owned()),
             Capability::Random => others.push("random = true".to_owned()),
+            Capability::Scratch(u64::MAX) => others.push("scratch = \"SIZE\"".to_owned()),
             Capability::Scratch(bytes) => others.push(format!("scratch = \"{bytes}\"")),
         }
     }

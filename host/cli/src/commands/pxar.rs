@@ -177,7 +177,7 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let mut source = loaded.plugin.source(report.clone(), cancel.clone())?;
     let origin = Origin::Directory(directory);
     let written =
-        write_archive(&mut *source, origin, request, out, report, cancel.clone(), counters);
+        write_archive(&mut *source, origin, request, vec![out], report, cancel.clone(), counters);
     drop(source);
     let _ = printer.join();
     progress.finish();

@@ -7,6 +7,7 @@ use keepwell_engine::plugin::Failure;
 use keepwell_transport::Error;
 use keepwell_transport::web::{self, WebClient};
 use keepwell_wasm::{Url, Web, WebRequest, WebResponse};
+use std::net::IpAddr;
 
 pub(super) struct PluginWeb(WebClient);
 
@@ -16,10 +17,19 @@ impl PluginWeb {
     }
 }
 
+/// To a proxy that would be itself.
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 impl Web for PluginWeb {
     fn fetch(&self, request: WebRequest) -> Result<WebResponse, Failure> {
-        let proxy = proxy().map_err(|error| Failure::Other(one_line(&error)))?;
         let Url { is_https, host, port, path } = request.url;
+        let proxy = match is_this_machine(&host) {
+            true => None,
+            false => proxy().map_err(|error| Failure::Other(one_line(&error)))?,
+        };
         let WebRequest { method, headers, body, .. } = request;
         let request = web::WebRequest { is_https, host, port, path, method, headers, body };
         let fetched = self.0.fetch(request, proxy).map_err(|error| match error {

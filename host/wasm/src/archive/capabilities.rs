@@ -4,18 +4,21 @@ use super::host::{READ_BYTES_MAX, answer};
 use super::process::Process;
 use crate::bindings::archive::keepwell::archive::{commands, paths, scratch, surroundings};
 use crate::bindings::archive::keepwell::types::types as wit;
-use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State, now};
+use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State, Unfinished, now};
 use keepwell_engine::input::{Directory, InputFile, open_beneath};
-use keepwell_engine::plugin::Failure;
+use keepwell_engine::plugin::{EntryKind, Failure};
+use keepwell_engine::report::shown_path;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use wasmtime::component::Resource;
 
 type Answer<T> = wasmtime::Result<Result<T, wit::Failure>>;
 
 const ARGUMENTS_MAX: usize = 1000;
+const INPUT_BYTES_MAX: usize = 1 << 20;
 
 fn io(what: &str, error: &std::io::Error) -> Failure {
     let text = format!("{what}: {error}");
@@ -28,15 +31,16 @@ fn io(what: &str, error: &std::io::Error) -> Failure {
 
 impl State {
     /// What a path names, if it may be read. Symbolic links lead nowhere else.
-    fn open_granted(&mut self, path: &str) -> Result<std::os::fd::OwnedFd, Failure> {
-        let Some((root, rest)) = self.rights.path(Path::new(path)) else {
-            return Err(self.refused(&format!("to read '{path}'"), "read", path));
+    fn open_granted(&mut self, path: &Path) -> Result<OwnedFd, Failure> {
+        let shown = shown_path(path.as_os_str().as_bytes());
+        let Some((root, rest)) = self.rights().path(path) else {
+            return Err(self.refused(&format!("to read '{shown}'"), "read", &shown));
         };
-        open_beneath(root, rest).map_err(|error| io(path, &error))
+        open_beneath(root, rest).map_err(|error| io(&shown, &error))
     }
 
     fn scratch(&mut self) -> Result<(&Path, u64), Failure> {
-        let Some(max) = self.rights.scratch else {
+        let Some(max) = self.rights().scratch else {
             return Err(self.refused("space for temporary files", "scratch", "SIZE"));
         };
         let made = match self.scratch.take() {
@@ -51,7 +55,7 @@ impl State {
 
     /// Fails where more lies in the scratch space than was granted.
     fn check_scratch(&mut self) -> Result<(), Failure> {
-        let (Some(dir), Some(max)) = (&self.scratch, self.rights.scratch) else { return Ok(()) };
+        let (Some(dir), Some(max)) = (&self.scratch, self.rights().scratch) else { return Ok(()) };
         if size_of(dir.path()) > max {
             return Err(Failure::Denied(format!("its temporary files have more than {max} bytes")));
         }
@@ -62,12 +66,16 @@ impl State {
         &mut self,
         program: &str,
         arguments: Vec<commands::Argument>,
+        input: Vec<u8>,
     ) -> wasmtime::Result<Result<Process, Failure>> {
-        if !self.rights.run.iter().any(|granted| granted == program) {
+        if !self.rights().run.iter().any(|granted| granted == program) {
             return Ok(Err(self.refused(&format!("to run '{program}'"), "run", program)));
         }
         if arguments.len() > ARGUMENTS_MAX {
             return Ok(Err(Failure::Invalid("too many arguments".into())));
+        }
+        if input.len() > INPUT_BYTES_MAX {
+            return Ok(Err(Failure::Invalid("the input of a command has at most 1 MiB".into())));
         }
         let mut words: Vec<OsString> = Vec::with_capacity(arguments.len());
         for argument in arguments {
@@ -82,7 +90,8 @@ impl State {
         if words.iter().any(|word| word.as_bytes().contains(&0)) {
             return Ok(Err(Failure::Invalid("an argument has a zero byte".into())));
         }
-        let started = Process::start(program, &words, &self.rights.environment, self.teller());
+        let environment = &self.rights().environment;
+        let started = Process::start(program, &words, input, environment, self.teller());
         Ok(started.map_err(|error| io(program, &error)))
     }
 }
@@ -99,29 +108,55 @@ fn size_of(dir: &Path) -> u64 {
 }
 
 impl paths::Host for State {
-    fn open_directory(&mut self, path: String) -> Answer<Resource<DirectoryHandle>> {
-        match self
-            .open_granted(&path)
-            .and_then(|fd| Directory::from_fd(fd).map_err(|error| io(&path, &error)))
-        {
+    fn open_directory(&mut self, path: Vec<u8>) -> Answer<Resource<DirectoryHandle>> {
+        let path = PathBuf::from(OsString::from_vec(path));
+        let opened = self.open_granted(&path).and_then(|fd| {
+            Directory::from_fd(fd).map_err(|error| io(&path.to_string_lossy(), &error))
+        });
+        match opened {
             Ok(directory) => Ok(Ok(self.push(DirectoryHandle(directory))?)),
             Err(failure) => answer(Err(failure)),
         }
     }
 
-    fn open_file(&mut self, path: String) -> Answer<Resource<FileHandle>> {
-        let opened = self.open_granted(&path).and_then(|fd| {
-            InputFile::from_fd(fd, Path::new(&path)).map_err(|error| io(&path, &error))
-        });
-        self.push_file(opened)
+    fn open_file(&mut self, path: Vec<u8>) -> Answer<Resource<FileHandle>> {
+        let path = PathBuf::from(OsString::from_vec(path));
+        let opened = self.open_granted(&path).and_then(|fd| file_of(fd, &path));
+        self.push_file(opened, None)
+    }
+}
+
+/// A file that can come to an end.
+fn file_of(fd: OwnedFd, path: &Path) -> Result<InputFile, Failure> {
+    let shown = shown_path(path.as_os_str().as_bytes());
+    let file = InputFile::from_fd(fd, path).map_err(|error| io(&shown, &error))?;
+    match file.kind {
+        EntryKind::File | EntryKind::BlockDevice | EntryKind::Fifo => Ok(file),
+        _ => Err(Failure::Unsupported(format!("{shown}: no file, block device or pipe"))),
     }
 }
 
 impl State {
-    fn push_file(&mut self, file: Result<InputFile, Failure>) -> Answer<Resource<FileHandle>> {
+    pub(super) fn push_file(
+        &mut self,
+        file: Result<InputFile, Failure>,
+        from: Option<Arc<Unfinished>>,
+    ) -> Answer<Resource<FileHandle>> {
         match file {
-            Ok(file) => Ok(Ok(self.push(FileHandle(Arc::new(file)))?)),
+            Ok(file) => Ok(Ok(self.push(FileHandle(Arc::new(file), from))?)),
             Err(failure) => answer(Err(failure)),
+        }
+    }
+
+    /// A name in the scratch space.
+    fn scratch_name(&mut self, name: Vec<u8>) -> Result<PathBuf, Failure> {
+        let name = PathBuf::from(OsString::from_vec(name));
+        let mut parts = name.components();
+        match (parts.next(), parts.next()) {
+            (Some(Component::Normal(part)), None) if part == name.as_os_str() => {
+                Ok(self.scratch()?.0.join(name))
+            }
+            _ => Err(Failure::Invalid(format!("'{}' is no name", name.to_string_lossy()))),
         }
     }
 }
@@ -133,8 +168,9 @@ impl commands::HostProcess for State {
         &mut self,
         program: String,
         arguments: Vec<commands::Argument>,
+        input: Vec<u8>,
     ) -> Answer<Resource<ProcessHandle>> {
-        match Self::start(self, &program, arguments)? {
+        match Self::start(self, &program, arguments, input)? {
             Ok(process) => Ok(Ok(self.push(ProcessHandle(process))?)),
             Err(failure) => answer(Err(failure)),
         }
@@ -142,11 +178,11 @@ impl commands::HostProcess for State {
 
     fn output(&mut self, this: Resource<ProcessHandle>) -> Answer<Resource<FileHandle>> {
         let process = &mut self.table.get_mut(&this)?.0;
-        let taken = process.take_output();
-        self.push_file(taken)
+        let (taken, from) = (process.take_output(), process.unfinished.clone());
+        self.push_file(taken, Some(from))
     }
 
-    fn finish(&mut self, this: Resource<ProcessHandle>) -> Answer<()> {
+    fn finish(&mut self, this: Resource<ProcessHandle>, accepted: Vec<u32>) -> Answer<u32> {
         loop {
             if let Err(failure) = self.check_scratch() {
                 self.table.get_mut(&this)?.0.kill();
@@ -156,7 +192,7 @@ impl commands::HostProcess for State {
                 self.table.get_mut(&this)?.0.kill();
                 return answer(Err(Failure::Cancelled));
             }
-            if let Some(ended) = self.table.get_mut(&this)?.0.wait_a_moment() {
+            if let Some(ended) = self.table.get_mut(&this)?.0.wait_a_moment(&accepted) {
                 return answer(ended);
             }
         }
@@ -169,29 +205,51 @@ impl commands::HostProcess for State {
 }
 
 impl scratch::Host for State {
-    fn path(&mut self) -> Answer<String> {
-        let path = self.scratch().and_then(|(path, _)| match path.to_str() {
-            Some(path) => Ok(path.to_owned()),
-            None => Err(Failure::Unsupported("TMPDIR is not UTF-8".into())),
+    fn directory(&mut self) -> Answer<Vec<u8>> {
+        let directory = self.scratch().map(|(path, _)| path.as_os_str().as_bytes().to_vec());
+        answer(directory)
+    }
+
+    fn write(&mut self, name: Vec<u8>, content: Vec<u8>) -> Answer<()> {
+        let written = self.scratch_name(name).and_then(|path| {
+            let (dir, max) = self.scratch()?;
+            let size = content.len() as u64;
+            if content.len() > INPUT_BYTES_MAX || size_of(dir).saturating_add(size) > max {
+                let text = "a file of at most 1 MiB, and all of at most what was granted";
+                return Err(Failure::Denied(text.into()));
+            }
+            // What lies there may be a link that a command made.
+            let _ = std::fs::remove_file(&path);
+            let made = std::fs::File::create_new(&path);
+            made.and_then(|mut file| std::io::Write::write_all(&mut file, &content))
+                .map_err(|error| io(&path.to_string_lossy(), &error))
         });
-        answer(path)
+        answer(written)
     }
 
     fn open(&mut self, name: Vec<u8>) -> Answer<Resource<FileHandle>> {
-        let name = PathBuf::from(OsString::from_vec(name));
         let opened = self.check_scratch().and_then(|()| {
+            let path = self.scratch_name(name)?;
             let (dir, _) = self.scratch()?;
-            let fd = open_beneath(dir, &name);
-            fd.and_then(|fd| InputFile::from_fd(fd, &name))
-                .map_err(|error| io(&name.to_string_lossy(), &error))
+            let name = path.strip_prefix(dir).unwrap_or(&path);
+            let fd =
+                open_beneath(dir, name).map_err(|error| io(&name.to_string_lossy(), &error))?;
+            file_of(fd, name)
         });
-        self.push_file(opened)
+        self.push_file(opened, None)
+    }
+
+    fn remove(&mut self, name: Vec<u8>) -> Answer<()> {
+        let removed = self.scratch_name(name).and_then(|path| {
+            std::fs::remove_file(&path).map_err(|error| io(&path.to_string_lossy(), &error))
+        });
+        answer(removed)
     }
 }
 
 impl surroundings::Host for State {
     fn variable(&mut self, name: String) -> Answer<Option<Vec<u8>>> {
-        if !self.rights.environment.contains(&name) {
+        if !self.rights().environment.contains(&name) {
             let what = format!("the environment variable '{name}'");
             return answer(Err(self.refused(&what, "environment", &name)));
         }
@@ -199,7 +257,7 @@ impl surroundings::Host for State {
     }
 
     fn now(&mut self) -> Answer<wit::Timestamp> {
-        if !self.rights.clock {
+        if !self.rights().clock {
             return answer(Err(self.refused("the time", "clock", "true")));
         }
         let now = now();
@@ -208,7 +266,7 @@ impl surroundings::Host for State {
     }
 
     fn random(&mut self, length: u32) -> Answer<Vec<u8>> {
-        if !self.rights.random {
+        if !self.rights().random {
             return answer(Err(self.refused("random numbers", "random", "true")));
         }
         let mut bytes = vec![0; length.min(READ_BYTES_MAX) as usize];

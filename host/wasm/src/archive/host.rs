@@ -81,7 +81,7 @@ impl filesystem::HostDirectory for State {
                 }
             };
             let handle = match opened.handle {
-                Some(file) => Some(self.push(FileHandle(file))?),
+                Some(file) => Some(self.push(FileHandle(file, None))?),
                 None => None,
             };
             all.push(Ok(filesystem::Opened { examined: opened.examined.into(), handle }));
@@ -213,6 +213,10 @@ impl archive_sink::HostStream for State {
         self.is_busy();
         let stream = self.table.get(&this)?.0;
         let file = Arc::clone(&self.table.get(&source)?.0);
+        if !file.has_positions() {
+            let text = "a pipe is spliced to its end".into();
+            return answer(Err(Failure::Unsupported(text)));
+        }
         answer(self.sink().and_then(|sink| sink.splice(stream, file, offset, length)))
     }
 
@@ -223,7 +227,9 @@ impl archive_sink::HostStream for State {
     ) -> Answer<u64> {
         self.is_busy();
         let stream = self.table.get(&this)?.0;
-        let file = Arc::clone(&self.table.get(&source)?.0);
+        let FileHandle(file, unfinished) = self.table.get(&source)?;
+        let (file, unfinished) = (Arc::clone(file), unfinished.clone());
+        self.spliced.extend(unfinished);
         answer(self.sink().and_then(|sink| sink.splice_to_end(stream, file)))
     }
 

@@ -1,14 +1,17 @@
 //! A program that a plugin runs.
 
+use crate::state::Unfinished;
 use keepwell_engine::input::InputFile;
 use keepwell_engine::plugin::Failure;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Shows a line to the user.
 pub(crate) type Teller = Box<dyn Fn(String) + Send>;
@@ -17,20 +20,29 @@ pub(crate) type Teller = Box<dyn Fn(String) + Send>;
 const PLAIN: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 /// Lines of standard error that are shown; the rest is read and dropped.
 const LINES_MAX: usize = 100;
-const LINE_BYTES_MAX: u64 = 4096;
+const LINE_BYTES_MAX: usize = 4096;
+/// A program that has ended may have left others behind that hold its standard error.
+const ERRORS_WAIT: Duration = Duration::from_secs(1);
 
 /// Killed when dropped.
 pub(crate) struct Process {
     program: String,
     child: Child,
     output: Option<ChildStdout>,
+    /// what of the output was not read, once it was taken
+    rest: Rest,
     errors: Option<JoinHandle<()>>,
+    /// nobody waits for its standard error any more
+    is_over: Arc<AtomicBool>,
+    ended: Option<Instant>,
+    pub(crate) unfinished: Arc<Unfinished>,
 }
 
 impl Process {
     pub(crate) fn start(
         program: &str,
         arguments: &[OsString],
+        input: Vec<u8>,
         environment: &[String],
         teller: Teller,
     ) -> std::io::Result<Self> {
@@ -38,44 +50,71 @@ impl Process {
         command.args(arguments).env_clear();
         let names = PLAIN.into_iter().chain(environment.iter().map(String::as_str));
         command.envs(names.filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let (output, errors) = (child.stdout.take(), child.stderr.take());
-        let name = program.to_owned();
-        let errors = errors.map(|errors| std::thread::spawn(move || tell(&name, errors, &teller)));
-        Ok(Self { program: program.to_owned(), child, output, errors })
+        let (stdin, output, errors) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let unfinished = Unfinished::new(&format!("the output of '{program}'"));
+        let (program, rest) = (program.to_owned(), Rest::default());
+        // Killed, if what follows fails.
+        let is_over = Arc::<AtomicBool>::default();
+        let mut process =
+            Self { program, child, output, rest, errors: None, is_over, ended: None, unfinished };
+        if let Some(mut stdin) = stdin {
+            // It may end without having read all of it.
+            let feed = move || drop(stdin.write_all(&input));
+            std::thread::Builder::new().name("input".into()).spawn(feed)?;
+        }
+        if let Some(errors) = errors {
+            let name = process.program.clone();
+            let (errors, is_over) =
+                (InputFile::from_fd(errors.into(), Path::new(&name))?, process.is_over.clone());
+            let thread = std::thread::Builder::new().name("errors".into());
+            let telling = move || tell(&name, &errors, &is_over, &teller);
+            process.errors = Some(thread.spawn(telling)?);
+        }
+        Ok(process)
     }
 
     pub(crate) fn take_output(&mut self) -> Result<InputFile, Failure> {
         let Some(output) = self.output.take() else {
             return Err(Failure::Invalid(format!("the output of '{}' is taken", self.program)));
         };
-        InputFile::from_fd(OwnedFd::from(output), Path::new(&self.program))
-            .map_err(|error| Failure::Io(error.to_string()))
+        let file = self.rest.keep(OwnedFd::from(output), &self.program);
+        file.map_err(|error| Failure::Io(error.to_string()))
     }
 
     /// How it ended; none where it has not.
-    pub(crate) fn wait_a_moment(&mut self) -> Option<Result<(), Failure>> {
+    pub(crate) fn wait_a_moment(&mut self, accepted: &[u32]) -> Option<Result<u32, Failure>> {
         // Nobody reads it any more.
         self.output = None;
         let status = match self.child.try_wait() {
             Ok(Some(status)) => status,
             Ok(None) => {
-                std::thread::sleep(Duration::from_millis(10));
+                self.rest.drop_some();
                 return None;
             }
             Err(error) => return Some(Err(Failure::Io(error.to_string()))),
         };
-        if let Some(errors) = self.errors.take() {
-            let _ = errors.join();
+        let ended = *self.ended.get_or_insert_with(Instant::now);
+        let speaks = self.errors.as_ref().is_some_and(|errors| !errors.is_finished());
+        if speaks && ended.elapsed() < ERRORS_WAIT {
+            std::thread::sleep(MOMENT);
+            return None;
         }
-        Some(match status.success() {
-            true => Ok(()),
-            false => Err(Failure::Other(format!("'{}' failed: {status}", self.program))),
-        })
+        self.is_over.store(true, Ordering::Relaxed);
+        match status.code().and_then(|code| u32::try_from(code).ok()) {
+            Some(code) if code == 0 || accepted.contains(&code) => {
+                self.unfinished.succeed();
+                Some(Ok(code))
+            }
+            _ => Some(Err(Failure::Other(format!("'{}' failed: {status}", self.program)))),
+        }
     }
 
     pub(crate) fn kill(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -87,17 +126,64 @@ impl Drop for Process {
     }
 }
 
-fn tell(program: &str, errors: ChildStderr, teller: &Teller) {
-    let mut errors = BufReader::new(errors);
-    let mut line = Vec::new();
-    for number in 0.. {
-        line.clear();
-        match errors.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) if number < LINES_MAX => {
-                teller(format!("{program}: {}", String::from_utf8_lossy(&line).trim_end()));
-            }
-            Ok(_) => {}
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// A second hold of a pipe that was given away: what nobody read of it would keep who writes to it.
+#[derive(Default)]
+pub(crate) struct Rest(Option<InputFile>);
+
+impl Rest {
+    /// The pipe as a file, to be given away.
+    pub(crate) fn keep(&mut self, pipe: OwnedFd, name: &str) -> std::io::Result<InputFile> {
+        let again = pipe.try_clone()?;
+        self.0 = Some(InputFile::from_fd(again, Path::new(name))?);
+        InputFile::from_fd(pipe, Path::new(name))
+    }
+
+    /// Reads on for a moment, or waits.
+    pub(crate) fn drop_some(&self) {
+        let mut buffer = vec![0; 64 << 10];
+        let read = match &self.0 {
+            Some(pipe) if matches!(pipe.wait_for(MOMENT), Ok(true)) => pipe.read_on(&mut buffer),
+            Some(_) => return,
+            None => Ok(0),
+        };
+        if !matches!(read, Ok(1..)) {
+            std::thread::sleep(MOMENT);
         }
+    }
+}
+
+/// Shows lines of standard error until it ends, or nobody waits for it any more.
+fn tell(program: &str, errors: &InputFile, is_over: &AtomicBool, teller: &Teller) {
+    let (mut line, mut lines, mut buffer) = (Vec::new(), 0, vec![0; 4096]);
+    let mut show = |line: &mut Vec<u8>| {
+        let text = String::from_utf8_lossy(line).trim_end().to_owned();
+        line.clear();
+        lines += 1;
+        if lines <= LINES_MAX {
+            teller(format!("{program}: {text}"));
+        }
+    };
+    loop {
+        let read = match errors.wait_for(MOMENT * 10) {
+            Ok(true) => errors.read_on(&mut buffer),
+            Ok(false) if is_over.load(Ordering::Relaxed) => break,
+            Ok(false) => continue,
+            Err(_) => break,
+        };
+        let Ok(read @ 1..) = read else { break };
+        for byte in buffer.iter().take(read) {
+            match byte {
+                b'\n' => show(&mut line),
+                byte => line.push(*byte),
+            }
+            if line.len() == LINE_BYTES_MAX {
+                show(&mut line);
+            }
+        }
+    }
+    if !line.is_empty() {
+        show(&mut line);
     }
 }

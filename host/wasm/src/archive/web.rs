@@ -1,15 +1,15 @@
 //! Requests of plugins to web servers. Who makes them is given by who starts the runtime.
 
 use super::host::answer;
+use super::process::Rest;
 use crate::bindings::archive::keepwell::archive::web;
 use crate::bindings::archive::keepwell::types::types as wit;
-use crate::state::{FileHandle, ResponseHandle, State};
+use crate::state::{FileHandle, ResponseHandle, State, Unfinished};
 use keepwell_engine::Cancel;
 use keepwell_engine::input::InputFile;
 use keepwell_engine::plugin::Failure;
 use std::io::{PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use wasmtime::component::Resource;
@@ -52,6 +52,8 @@ pub struct Url {
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 const HEADERS_MAX: usize = 100;
+/// Each holds a connection, and perhaps a thread.
+const RESPONSES_MAX: usize = 16;
 
 impl Url {
     /// Strict: what is not plainly a host is none.
@@ -62,31 +64,14 @@ impl Url {
             _ => return None,
         };
         let (place, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (host, port) = match place.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-            _ => (place, None),
-        };
-        let port = match port {
-            None if is_https => 443,
-            None => 80,
-            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok()?,
-            Some(_) => return None,
-        };
-        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let is_host = match address {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-                (1..=255).contains(&host.len()) && host.bytes().all(is_legal)
-            }
-        };
+        let (host, port) = host_and_port(place)?;
+        let port = port.unwrap_or(if is_https { 443 } else { 80 });
         let path = match path.starts_with('/') {
             true => path.to_owned(),
             false => format!("/{path}"),
         };
         let is_path = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        let host = host.to_ascii_lowercase();
-        (is_host && is_path && port != 0).then_some(Self { is_https, host, port, path })
+        is_path.then_some(Self { is_https, host, port, path })
     }
 
     /// Whether it lies at a place: a host, which stands for the usual port, or `HOST:PORT`.
@@ -100,51 +85,100 @@ impl Url {
     }
 }
 
+/// `HOST[:PORT]`; the host in lower case.
+fn host_and_port(place: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (place, None),
+    };
+    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = match port {
+        Some(port) => Some(port.parse().ok().filter(|&value| value != 0 && is_number(port))?),
+        None => None,
+    };
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match address {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            (1..=255).contains(&host.len()) && host.bytes().all(is_legal)
+        }
+    };
+    is_host.then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// What can be granted, as it is compared: a host, which stands for the usual ports, or `HOST:PORT`. None for what is
+/// neither.
+pub fn web_place(text: &str) -> Option<String> {
+    let (host, port) = host_and_port(text)?;
+    Some(port.map_or(host.clone(), |port| format!("{host}:{port}")))
+}
+
 /// An answer and what becomes of its body.
 pub(crate) struct Fetched {
     status: u16,
     headers: Vec<(String, String)>,
     body: Body,
+    /// what of the body was not read, once it was taken
+    rest: Rest,
+    unfinished: Arc<Unfinished>,
 }
 
 enum Body {
     Waiting(Box<dyn Read + Send>),
     /// A thread writes it to a pipe.
     Taken(JoinHandle<std::io::Result<()>>),
-    Finished,
+    Finished(Result<(), Failure>),
 }
 
 impl Fetched {
-    fn body(&mut self) -> Result<InputFile, Failure> {
-        let failed = |error: std::io::Error| Failure::Io(error.to_string());
-        let mut body = match std::mem::replace(&mut self.body, Body::Finished) {
-            Body::Waiting(body) => body,
-            other => {
-                self.body = other;
-                return Err(Failure::Invalid("the body of the answer is taken".into()));
-            }
-        };
-        let (output, mut input) = std::io::pipe().map_err(failed)?;
-        self.body = Body::Taken(std::thread::spawn(move || pump(&mut *body, &mut input)));
-        InputFile::from_fd(OwnedFd::from(output), Path::new("answer")).map_err(failed)
+    fn new(url: &str, response: WebResponse) -> Self {
+        let WebResponse { status, headers, body } = response;
+        let unfinished = Unfinished::new(&format!("the answer of {url}"));
+        Self { status, headers, body: Body::Waiting(body), rest: Rest::default(), unfinished }
     }
 
-    /// Whether all of the body came. What nobody took need not come.
+    fn body(&mut self) -> Result<InputFile, Failure> {
+        let failed = |error: std::io::Error| Failure::Io(error.to_string());
+        if !matches!(self.body, Body::Waiting(_)) {
+            return Err(Failure::Invalid("the body of the answer is taken".into()));
+        }
+        let (output, mut input) = std::io::pipe().map_err(failed)?;
+        let file = self.rest.keep(OwnedFd::from(output), "answer").map_err(failed)?;
+        let lost = Failure::Io("there is no thread for the body of the answer".into());
+        let taken = std::mem::replace(&mut self.body, Body::Finished(Err(lost)));
+        if let Body::Waiting(mut body) = taken {
+            let thread = std::thread::Builder::new().name("answer".into());
+            let pumping = thread.spawn(move || pump(&mut *body, &mut input)).map_err(failed)?;
+            self.body = Body::Taken(pumping);
+        }
+        Ok(file)
+    }
+
+    /// Whether all of the body came that was taken.
     fn finish(&mut self, cancel: &Cancel) -> Result<(), Failure> {
-        let pumped = match std::mem::replace(&mut self.body, Body::Finished) {
-            Body::Taken(pumped) => pumped,
-            Body::Waiting(_) | Body::Finished => return Ok(()),
-        };
-        while !pumped.is_finished() {
+        loop {
+            let ended = match &self.body {
+                Body::Waiting(_) => return Ok(()),
+                Body::Finished(outcome) => return outcome.clone(),
+                Body::Taken(pumping) => pumping.is_finished(),
+            };
             if cancel.is_cancelled() {
                 return Err(Failure::Cancelled);
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        match pumped.join() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::Io(error.to_string())),
-            Err(_) => Err(Failure::Io("the answer broke off".into())),
+            if !ended {
+                self.rest.drop_some();
+                continue;
+            }
+            let unknown = Body::Finished(Err(Failure::Io("the answer broke off".into())));
+            let Body::Taken(pumped) = std::mem::replace(&mut self.body, unknown) else { continue };
+            if let Ok(outcome) = pumped.join() {
+                let outcome = outcome.map_err(|error| Failure::Io(error.to_string()));
+                if outcome.is_ok() {
+                    self.unfinished.succeed();
+                }
+                self.body = Body::Finished(outcome);
+            }
         }
     }
 }
@@ -166,7 +200,7 @@ impl State {
         let Some(url) = Url::parse(&request.url) else {
             return invalid("no URL of a web server");
         };
-        if !self.rights.http.iter().any(|granted| url.is_at(granted)) {
+        if !self.rights().http.iter().any(|granted| url.is_at(granted)) {
             let usual = url.is_at(&url.host);
             let place = if usual { url.host.clone() } else { url.place() };
             return Err(self.refused(&format!("answers of '{place}'"), "http", &place));
@@ -174,16 +208,17 @@ impl State {
         if request.body.len() > BODY_BYTES_MAX || request.headers.len() > HEADERS_MAX {
             return invalid("more than 1 MiB, or 100 headers, for");
         }
+        if self.responses >= RESPONSES_MAX {
+            return invalid("more than 16 answers at a time are not had");
+        }
         let Some(web) = self.web.clone() else {
             return Err(Failure::Unsupported("there is no network here".into()));
         };
         let headers = request.headers.into_iter().map(|header| (header.name, header.value));
         let (method, headers, body) = (request.method, headers.collect(), request.body);
         let request = WebRequest { url, method, headers, body };
-        let WebResponse { status, headers, body } = web
-            .fetch(request)
-            .map_err(|failure| failure.with_text(|text| format!("{shown}: {text}")))?;
-        Ok(Fetched { status, headers, body: Body::Waiting(body) })
+        let told = |failure: Failure| failure.with_text(|text| format!("{shown}: {text}"));
+        Ok(Fetched::new(&shown, web.fetch(request).map_err(told)?))
     }
 }
 
@@ -193,7 +228,11 @@ impl web::HostResponse for State {
     fn fetch(&mut self, request: web::Request) -> Answer<Resource<ResponseHandle>> {
         self.is_busy();
         match Self::fetch(self, request) {
-            Ok(fetched) => Ok(Ok(self.push(ResponseHandle(fetched))?)),
+            Ok(fetched) => {
+                let handle = self.push(ResponseHandle(fetched))?;
+                self.responses += 1;
+                Ok(Ok(handle))
+            }
             Err(failure) => answer(Err(failure)),
         }
     }
@@ -212,10 +251,9 @@ impl web::HostResponse for State {
     }
 
     fn body(&mut self, this: Resource<ResponseHandle>) -> Answer<Resource<FileHandle>> {
-        match self.table.get_mut(&this)?.0.body() {
-            Ok(file) => Ok(Ok(self.push(FileHandle(Arc::new(file)))?)),
-            Err(failure) => answer(Err(failure)),
-        }
+        let fetched = &mut self.table.get_mut(&this)?.0;
+        let (taken, from) = (fetched.body(), fetched.unfinished.clone());
+        self.push_file(taken, Some(from))
     }
 
     fn finish(&mut self, this: Resource<ResponseHandle>) -> Answer<()> {
@@ -227,6 +265,7 @@ impl web::HostResponse for State {
 
     fn drop(&mut self, this: Resource<ResponseHandle>) -> wasmtime::Result<()> {
         self.table.delete(this)?;
+        self.responses = self.responses.saturating_sub(1);
         Ok(())
     }
 }
@@ -288,6 +327,15 @@ mod tests {
         assert!(!is_at("http://a:443/", "a") && !is_at("http://b/", "a"));
     }
 
+    #[test]
+    fn places_are_compared_as_they_are_written_in_urls() {
+        assert_eq!(web_place("API.example.com").as_deref(), Some("api.example.com"));
+        assert_eq!(web_place("[::1]:0080").as_deref(), Some("[::1]:80"));
+        for bad in ["", "::1", "a b", "host:99999", "https:x", "https://a", "a/b", "*", "a:"] {
+            assert_eq!(web_place(bad), None, "{bad}");
+        }
+    }
+
     /// What a server says that breaks off.
     struct Broken(usize);
 
@@ -301,10 +349,8 @@ mod tests {
 
     #[test]
     fn half_an_answer_is_told() {
-        let fetched = |body: Box<dyn Read + Send>| Fetched {
-            status: 200,
-            headers: Vec::new(),
-            body: Body::Waiting(body),
+        let fetched = |body: Box<dyn Read + Send>| {
+            Fetched::new("x", WebResponse { status: 200, headers: Vec::new(), body })
         };
         let cancel = Cancel::default();
         let mut whole = fetched(Box::new(&b"abcdef"[..]));
@@ -323,10 +369,17 @@ mod tests {
             read += more;
         }
         assert_eq!(read, 6);
-        assert_eq!(broken.finish(&cancel), Err(Failure::Io("broken off".into())));
-        // A pipe that nobody reads holds no thread back for ever.
-        let mut left = fetched(Box::new(std::io::repeat(7)));
-        drop(left.body().unwrap());
-        assert!(left.finish(&cancel).is_err());
+        for _ in 0..2 {
+            assert_eq!(broken.finish(&cancel), Err(Failure::Io("broken off".into())));
+        }
+        // What nobody reads holds nothing back.
+        let mut left = fetched(Box::new(std::io::repeat(7).take(1 << 20)));
+        let held = left.body().unwrap();
+        assert_eq!(left.finish(&cancel), Ok(()));
+        drop(held);
+        let mut never = fetched(Box::new(std::io::repeat(7)));
+        let _held = never.body().unwrap();
+        cancel.cancel();
+        assert_eq!(never.finish(&cancel), Err(Failure::Cancelled));
     }
 }

@@ -109,7 +109,7 @@ fn archive(source: &Plugin, tree: &Path) -> Result<Vec<u8>> {
         &mut *source.source(report.clone(), Cancel::default())?,
         Origin::Directory(Directory::open_root(tree)?),
         request,
-        Box::new(out.clone()),
+        vec![Box::new(out.clone())],
         report,
         Cancel::default(),
         Arc::new(Counters::default()),

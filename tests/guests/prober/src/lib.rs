@@ -3,7 +3,7 @@
 
 use keepwell_sdk::archive::{
     ArchiveType, Argument, Chunking, File, Info, Origin, OriginKind, Plugin, Process, Reader,
-    Request, Source, Summary, open_stream, paths, scratch, surroundings, web,
+    Request, Source, Stream, Summary, open_stream, paths, scratch, surroundings, web,
 };
 use keepwell_sdk::options::option;
 use keepwell_sdk::single::SingleFile;
@@ -47,7 +47,7 @@ impl Plugin for Prober {
 
 fn run(program: &str, script: &str) -> Result<Process, Failure> {
     let words = ["-c", script].map(|word| Argument::Plain(word.as_bytes().to_vec()));
-    Process::start(program, &words)
+    Process::start(program, &words, b"input")
 }
 
 /// Status, one header and the body of an answer.
@@ -78,36 +78,82 @@ fn read_all(pipe: &File) -> Result<Vec<u8>, Failure> {
 }
 
 /// What was got: a line.
-fn probe(what: &str) -> Result<Vec<u8>, Failure> {
+fn probe(what: &str, stream: &Stream) -> Result<Vec<u8>, Failure> {
     let (verb, argument) = what.split_once(' ').unwrap_or((what, ""));
     Ok(match verb {
-        "read" => paths::open_file(argument)?.read_at(0, 100)?,
+        "read" => paths::open_file(argument.as_bytes())?.read_at(0, 100)?,
         "list" => {
-            let listed = paths::open_directory(argument)?.read(100)?;
+            let listed = paths::open_directory(argument.as_bytes())?.read(100)?;
             let names: Vec<Vec<u8>> = listed.into_iter().map(|child| child.name).collect();
             names.join(&b' ')
         }
         "run" => {
-            run("sh", argument)?.finish()?;
+            run("sh", argument)?.finish(&[])?;
             b"ended well".to_vec()
         }
         "output" => {
             let process = run("sh", argument)?;
             let got = read_all(&process.output()?)?;
-            process.finish()?;
+            process.finish(&[])?;
             got
+        }
+        // Nobody reads all of it.
+        "held" => {
+            let process = run("sh", argument)?;
+            let output = process.output()?;
+            let got = output.read_at(0, 2)?;
+            process.finish(&[])?;
+            got
+        }
+        "status" => run("sh", argument)?.finish(&[3, 4])?.to_string().into_bytes(),
+        "spliced" | "half" => {
+            let process = run("sh", argument)?;
+            let length = stream.splice_to_end(&process.output()?)?;
+            if verb == "spliced" {
+                process.finish(&[])?;
+            }
+            length.to_string().into_bytes()
+        }
+        "copied" | "copied-half" => {
+            let request = web::Request {
+                method: "GET".into(),
+                url: argument.into(),
+                headers: Vec::new(),
+                body: Vec::new(),
+            };
+            let response = web::Response::fetch(&request)?;
+            let length = stream.splice_to_end(&response.body()?)?;
+            if verb == "copied" {
+                response.finish()?;
+            }
+            length.to_string().into_bytes()
+        }
+        "note" => {
+            scratch::write(b"note", argument.as_bytes())?;
+            scratch::write(b"note", argument.as_bytes())?;
+            let got = scratch::open(b"note")?.read_at(0, 100)?;
+            scratch::remove(b"note")?;
+            match scratch::open(b"note") {
+                Err(Failure::NotFound(_)) => got,
+                _ => b"still there".to_vec(),
+            }
+        }
+        "pipe" => {
+            let fifo = paths::open_file(argument.as_bytes())?;
+            stream.splice(&fifo, 0, 1)?;
+            b"spliced".to_vec()
         }
         "fetch" | "send" => fetch(verb, argument)?,
         "other" => {
-            run(argument, "true")?.finish()?;
+            run(argument, "true")?.finish(&[])?;
             b"ended well".to_vec()
         }
         "variable" => surroundings::variable(argument)?.unwrap_or(b"(none)".to_vec()),
         "clock" => surroundings::now()?.seconds.to_string().into_bytes(),
         "random" => surroundings::random(16)?.len().to_string().into_bytes(),
         "scratch" => {
-            let dir = scratch::path()?;
-            run("sh", &format!("{argument} > '{dir}/file'"))?.finish()?;
+            let dir = String::from_utf8_lossy(&scratch::directory()?).into_owned();
+            run("sh", &format!("{argument} > '{dir}/file'"))?.finish(&[])?;
             scratch::open(b"file")?.read_at(0, 100)?
         }
         "escape" => scratch::open(argument.as_bytes())?.read_at(0, 100)?,
@@ -121,7 +167,7 @@ impl Source for Prober {
     fn write_archive(_: Origin, _: Request, options: Options) -> Result<Summary, Failure> {
         let stream = open_stream(".probe", Chunking::ContentDefined, None)?;
         for what in &options.probe {
-            let mut line = match probe(what) {
+            let mut line = match probe(what, &stream) {
                 Ok(got) => got,
                 Err(failure) => format!("{failure}").into_bytes(),
             };

@@ -4,13 +4,15 @@ use crate::files::{Existing, write};
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ArgMatches;
-use keepwell_guest_build::{Job, cargo, find_toolchain};
+use keepwell_guest_build::{Job, Package, cargo, find_toolchain};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What cargo says of a plugin's crate.
 struct Crate {
     name: String,
+    id: String,
+    library: String,
     /// where cargo puts what it makes
     target: PathBuf,
 }
@@ -34,20 +36,18 @@ impl Crate {
             .into_iter()
             .find(|package| package["manifest_path"].as_str().map(Path::new) == Some(&manifest))
             .ok_or_else(|| anyhow!("'{}' is no package", manifest.display()))?;
-        let is_cdylib = |target: &Value| {
-            target["crate_types"]
-                .as_array()
-                .is_some_and(|types| types.iter().any(|kind| kind == "cdylib"))
-        };
-        if !items(&package["targets"]).iter().any(is_cdylib) {
+        let is_cdylib =
+            |target: &Value| items(&target["crate_types"]).iter().any(|kind| kind == "cdylib");
+        let Some(library) = items(&package["targets"]).into_iter().find(is_cdylib) else {
             bail!(
                 "'{}' makes no component: it takes `[lib]` with `crate-type = [\"cdylib\", \"rlib\"]`",
                 manifest.display()
             );
-        }
+        };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let target = text(&metadata["target_directory"]).into();
-        Ok(Self { name: text(&package["name"]), target })
+        let (name, id) = (text(&package["name"]), text(&package["id"]));
+        Ok(Self { name, id, library: text(&library["name"]), target })
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn build(matches: &ArgMatches) -> Result<()> {
     let components = toolchain.build(&Job {
         workspace: &dir.canonicalize()?,
         target: &found.target.join("component"),
-        packages: &[&found.name],
+        packages: &[Package { id: &found.id, library: &found.library }],
         profile: "release",
         is_locked: false,
         is_quiet: false,

@@ -23,6 +23,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What was tried, and what is wrong; nothing where all is right.
@@ -61,10 +62,10 @@ pub(super) fn test(loaded: &Loaded) -> Result<Vec<Finding>> {
             let tree = work.path().join("tree");
             let tree = (kind.origin == OriginKind::Directory).then_some(tree.as_path());
             note(format!("reader of .{}", kind.extension), reader(loaded, &made, tree));
-            note(format!("reader of damaged .{}", kind.extension), damaged(loaded, &made.bytes));
+            note(format!("reader of damaged .{}", kind.extension), damaged(loaded, &made.streams));
         }
     } else if info.is_reader {
-        note("reader of rubbish".into(), damaged(loaded, &[7; 5000]));
+        note("reader of rubbish".into(), damaged(loaded, &[vec![7; 5000]]));
     }
     Ok(findings)
 }
@@ -215,11 +216,21 @@ fn make_tree(work: &Path) -> Result<()> {
 
 /// Bytes of an archive.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
+struct Memory {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    /// it was opened, and has come to its end
+    is_flushed: Arc<AtomicBool>,
+}
+
+impl From<Vec<u8>> for Memory {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes: Arc::new(Mutex::new(bytes)), is_flushed: Arc::default() }
+    }
+}
 
 impl Memory {
     fn bytes(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,6 +241,7 @@ impl Write for Memory {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
+        self.is_flushed.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -250,7 +262,7 @@ impl RandomAccess for Memory {
 /// An archive, and how many entries its source says it has.
 #[derive(PartialEq)]
 struct Made {
-    bytes: Vec<u8>,
+    streams: Vec<Vec<u8>>,
     entries: u64,
 }
 
@@ -271,18 +283,20 @@ fn source(loaded: &Loaded, kind: &ArchiveType, work: &Path) -> Result<Option<Mad
             entries_max: 1 << 20,
             previous: Vec::new(),
         };
-        let (out, counters) = (Memory::default(), Arc::new(Counters::default()));
+        let outs: [Memory; STREAMS_MAX] = std::array::from_fn(|_| Memory::default());
+        let boxed = outs.iter().map(|out| Box::new(out.clone()) as Box<dyn Write + Send>);
         let written = write_archive(
             &mut *source,
             origin,
             request,
-            Box::new(out.clone()),
+            boxed.collect(),
             report,
             Cancel::default(),
-            counters,
+            Arc::new(Counters::default()),
         );
-        let bytes = std::mem::take(&mut *out.bytes());
-        Ok(written.map(|summary| Made { bytes, entries: summary.entries }))
+        let opened = outs.iter().filter(|out| out.is_flushed.load(Ordering::Relaxed));
+        let streams = opened.map(|out| std::mem::take(&mut *out.bytes())).collect();
+        Ok(written.map(|summary| Made { streams, entries: summary.entries }))
     };
     // Files of its own kind only, or rights that it was not granted.
     let may_refuse = kind.origin != OriginKind::Directory || !loaded.info.capabilities.is_empty();
@@ -295,6 +309,10 @@ fn source(loaded: &Loaded, kind: &ArchiveType, work: &Path) -> Result<Option<Mad
         }
         Err(error) => return Err(error.into()),
     };
+    let is_nothing = made.streams.iter().all(Vec::is_empty) && made.entries == 0;
+    if kind.origin == OriginKind::Directory && is_nothing {
+        bail!("it makes nothing of a tree");
+    }
     match make()? {
         Ok(again) if again == made => Ok(Some(made)),
         // What a command prints may change.
@@ -304,13 +322,25 @@ fn source(loaded: &Loaded, kind: &ArchiveType, work: &Path) -> Result<Option<Mad
     }
 }
 
+/// Of directories in each other; those of the tree are fewer.
+const DEPTH_MAX: usize = 100;
+/// Of one archive: what the host takes.
+const STREAMS_MAX: usize = 4;
+
 type Names = Vec<Vec<u8>>;
 
-fn open(loaded: &Loaded, bytes: &[u8]) -> Result<std::result::Result<Box<dyn Archive>, Failure>> {
+fn open(
+    loaded: &Loaded,
+    streams: &[Vec<u8>],
+) -> Result<std::result::Result<Box<dyn Archive>, Failure>> {
     let (report, _notices) = Report::new();
     let mut reader = loaded.plugin.reader(report, Cancel::default())?;
-    let memory = Memory(Arc::new(Mutex::new(bytes.to_vec())));
-    Ok(reader.open(vec![Arc::new(memory)]))
+    Ok(reader.open(readable(streams)))
+}
+
+fn readable(streams: &[Vec<u8>]) -> Vec<Arc<dyn RandomAccess>> {
+    let stream = |bytes: &Vec<u8>| Arc::new(Memory::from(bytes.clone())) as Arc<dyn RandomAccess>;
+    streams.iter().map(stream).collect()
 }
 
 /// Everything below a directory, by the random access that mounts use.
@@ -320,7 +350,7 @@ fn descend(
     path: &Names,
     found: &mut BTreeMap<Names, Entry>,
 ) -> Result<()> {
-    if path.len() > 100 {
+    if path.len() > DEPTH_MAX {
         bail!("its directories have no end");
     }
     let mut after = None;
@@ -358,8 +388,8 @@ fn shown(path: &Names) -> String {
 }
 
 fn reader(loaded: &Loaded, made: &Made, tree: Option<&Path>) -> Result<()> {
-    let Made { bytes, entries } = made;
-    let mut archive = open(loaded, bytes)??;
+    let Made { streams, entries } = made;
+    let mut archive = open(loaded, streams)??;
     let root = archive.root()?;
     let is_directory = root.metadata.kind == EntryKind::Directory;
     if !is_directory && root.metadata.kind != EntryKind::File {
@@ -376,7 +406,7 @@ fn reader(loaded: &Loaded, made: &Made, tree: Option<&Path>) -> Result<()> {
     if walked.keys().ne(found.keys()) {
         bail!("a walk meets other entries than its directories have");
     }
-    let content = PlainContent(vec![Arc::new(Memory(Arc::new(Mutex::new(bytes.clone()))))]);
+    let content = PlainContent(readable(streams));
     if !is_directory {
         return read_whole(&mut *archive, &content, &root, "the file").map(|_| ());
     }
@@ -415,6 +445,10 @@ fn read_whole(
 
 fn walked(archive: &mut dyn Archive) -> Result<BTreeMap<Names, Entry>> {
     let (mut found, mut path) = (BTreeMap::new(), Names::new());
+    let mut note = |path: Names, entry: Entry| match found.insert(path.clone(), entry) {
+        Some(_) => Err(anyhow!("its walk meets '{}' twice", shown(&path))),
+        None => Ok(()),
+    };
     archive.start_walk()?;
     loop {
         let events = archive.walk(3)?;
@@ -428,31 +462,33 @@ fn walked(archive: &mut dyn Archive) -> Result<BTreeMap<Names, Entry>> {
                 }
                 Event::Enter(entry) => {
                     path.push(entry.name.clone());
-                    found.insert(path.clone(), entry);
+                    if path.len() > DEPTH_MAX {
+                        bail!("the directories of its walk have no end");
+                    }
+                    note(path.clone(), entry)?;
                 }
                 Event::Leaf(entry) => {
                     let path = path.iter().cloned().chain([entry.name.clone()]).collect();
-                    found.insert(path, entry);
+                    note(path, entry)?;
                 }
-            }
-            if found.len() > 10_000 {
-                bail!("its walk has no end");
             }
         }
     }
 }
 
 /// Cut off and with wrong bytes: failures, and no traps.
-fn damaged(loaded: &Loaded, bytes: &[u8]) -> Result<()> {
+fn damaged(loaded: &Loaded, streams: &[Vec<u8>]) -> Result<()> {
     for number in 0..60usize {
-        let mut broken = bytes.to_vec();
+        let mut all = streams.to_vec();
+        let count = all.len().max(1);
+        let Some(broken) = all.get_mut(number % count) else { return Ok(()) };
         let at = broken.len() * number / 60;
         match number % 3 {
             0 => broken.truncate(at),
             1 => broken.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 0xff),
             _ => broken[at..].iter_mut().take(8).for_each(|byte| *byte = 0xff),
         }
-        let Some(mut archive) = no_trap(open(loaded, &broken)?)? else { continue };
+        let Some(mut archive) = no_trap(open(loaded, &all)?)? else { continue };
         let Some(root) = no_trap(archive.root())? else { continue };
         no_trap(archive.children(root.node, None, 100))?;
         no_trap(archive.entry(Node { at: u64::MAX, end: 3 }))?;

@@ -77,11 +77,16 @@ impl Source for {Type} {
             for (child, opened) in children.iter().zip(directory.open_children(&children)) {
                 let opened = match opened {
                     Ok(opened) => opened,
-                    Err(failure) => {
-                        // It ends up in the report, and the backup goes on.
-                        skipped(&[child.name.clone()], Omission::Denied, failure.text());
+                    // It ends up in the report, and the backup goes on.
+                    Err(Failure::Denied(why)) => {
+                        skipped(&[child.name.clone()], Omission::Denied, &why);
                         continue;
                     }
+                    Err(Failure::NotFound(why)) => {
+                        skipped(&[child.name.clone()], Omission::Vanished, &why);
+                        continue;
+                    }
+                    Err(other) => return Err(other),
                 };
                 // It may be something else by now.
                 let Some(file) = opened.handle else { continue };
