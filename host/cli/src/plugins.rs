@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use keepwell_engine::plugin::{ArchiveType, OptionKind, OptionSpec, OriginKind};
 pub(crate) use keepwell_wasm::Limits;
 use keepwell_wasm::{CodeCache, Plugin, PluginInfo, Rights, Runtime};
-use places::{Place, Trust};
+use places::{Notes, Place, Trust};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use web::PluginWeb;
@@ -171,10 +171,14 @@ impl Plugins {
             }
             other => other?,
         };
+        let notes = match files.is_empty() {
+            true => Ok(Notes::default()),
+            false => place.notes(),
+        };
         for file in files {
             // Nothing of it runs before it is known to be the one that was confirmed.
             let loaded = self.runtime.plugin_file(&file).map_err(Into::into).and_then(|plugin| {
-                place.check(&file, plugin.sha256())?;
+                place.check(&file, plugin.sha256(), &notes)?;
                 Loaded::of_file(plugin, &file)
             });
             match loaded {

@@ -37,8 +37,9 @@ pub(crate) struct Place {
     pub(crate) trust: Trust,
 }
 
+/// What was installed, and confirmed.
 #[derive(Default, Serialize, Deserialize)]
-struct Notes {
+pub(crate) struct Notes {
     /// by file name
     #[serde(default)]
     plugins: BTreeMap<String, Note>,
@@ -104,8 +105,8 @@ impl Place {
         Ok(files)
     }
 
-    /// Fails where a file must not be used, and says why and what to do.
-    pub(crate) fn check(&self, file: &Path, sha256: &str) -> Result<()> {
+    /// Fails where a file must not be used, and says why and what to do. `notes` are the place's.
+    pub(crate) fn check(&self, file: &Path, sha256: &str, notes: &Result<Notes>) -> Result<()> {
         if self.trust == Trust::Named {
             return Ok(());
         }
@@ -117,7 +118,8 @@ impl Place {
         }
         let system = if self.dir == Path::new(SYSTEM) { "--system " } else { "" };
         let install = format!("`keepwell plugin install {system}");
-        match self.notes()?.plugins.get(&file_name(file)) {
+        let notes = notes.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        match notes.plugins.get(&file_name(file)) {
             None => Err(anyhow!(
                 "it was not installed: move it elsewhere, and {install}FILE` shows what it is, and does that"
             )),
@@ -131,7 +133,8 @@ impl Place {
         }
     }
 
-    fn notes(&self) -> Result<Notes> {
+    /// What was installed there.
+    pub(crate) fn notes(&self) -> Result<Notes> {
         let path = self.dir.join(NOTES);
         match std::fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).map_err(|error| {
@@ -180,7 +183,7 @@ impl Place {
             .with_context(|| format!("unable to write '{}'", file.display()))?;
         notes.plugins.insert(file_name(&file), note(None));
         self.put_notes(&notes)?;
-        self.check(&file, sha256).with_context(|| {
+        self.check(&file, sha256, &Ok(notes)).with_context(|| {
             format!("it was installed as '{}', and is not used", file.display())
         })?;
         Ok(file)
@@ -224,23 +227,24 @@ mod tests {
     fn only_what_was_confirmed_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place { dir: dir.path().join("a/plugins"), trust: Trust::Noted };
+        let check = |file: &Path, sha256: &str| place.check(file, sha256, &place.notes());
         assert!(place.files().unwrap().is_empty() && !place.remove("x").unwrap());
         let file = place.install("x", b"one", "11").unwrap();
         assert_eq!(place.files().unwrap(), std::slice::from_ref(&file));
-        place.check(&file, "11").unwrap();
-        assert!(place.check(&file, "22").unwrap_err().to_string().contains("has changed"));
+        check(&file, "11").unwrap();
+        assert!(check(&file, "22").unwrap_err().to_string().contains("has changed"));
         let other = place.dir.join("other.wasm");
         fs::write(&other, b"").unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(place.check(&other, "11").unwrap_err().to_string().contains("was not installed"));
+        assert!(check(&other, "11").unwrap_err().to_string().contains("was not installed"));
         assert!(!place.remove("other").unwrap() && other.exists());
         place.install("x", b"two", "22").unwrap();
-        place.check(&file, "22").unwrap();
-        assert!(place.check(&file, "11").is_err());
+        check(&file, "22").unwrap();
+        assert!(check(&file, "11").is_err());
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(place.check(&file, "22").unwrap_err().to_string().contains("others may change"));
+        assert!(check(&file, "22").unwrap_err().to_string().contains("others may change"));
         assert!(place.remove("x").unwrap() && !place.remove("x").unwrap() && !file.exists());
         fs::write(place.dir.join(NOTES), "[plugins").unwrap();
-        assert!(place.check(&other, "11").unwrap_err().to_string().contains("can't be read"));
+        assert!(check(&other, "11").unwrap_err().to_string().contains("can't be read"));
     }
 }
