@@ -55,6 +55,7 @@ fn back_up(
     let request = SourceRequest {
         archive_name: "root".into(),
         archive_extension: "pxar".into(),
+        suffixes: vec![".pxar".into()],
         options: Vec::new(),
         borders: Borders::Stay,
         entries_max: 1,

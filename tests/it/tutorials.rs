@@ -112,5 +112,8 @@ fn what_can_be_no_project_is_told() {
     world.write("mine/file", b"x");
     fails("plugin new --kind source mine").says("'mine' is there already");
     fails("plugin build mine").says("'mine' has no Cargo.toml");
+    fails("plugin build mine --output mine/file").says("'mine/file' is there and no component");
+    fails("plugin build mine --output /dev/null").says("'/dev/null' is no file");
+    fails("plugin build mine --output mine").says("'mine' is no file");
     assert_eq!(std::fs::read_dir(world.path("mine")).unwrap().count(), 1);
 }

@@ -32,7 +32,9 @@ impl Loaded {
     }
 
     fn of_file(plugin: Plugin, file: &Path) -> Result<Self> {
-        let info = plugin.info().with_context(|| format!("'{}' is no plugin", file.display()))?;
+        let is_none = || format!("'{}' is no plugin", file.display());
+        let info = plugin.info().with_context(is_none)?;
+        info.options.iter().try_for_each(args::check_defaults).with_context(is_none)?;
         Ok(Self::new(plugin, info, Some(file.to_owned())))
     }
 
@@ -156,7 +158,7 @@ impl Plugins {
             let mut all = self.all.iter();
             if !all.any(|loaded| loaded.info.name == wanted && loaded.serves(extension).is_some()) {
                 tracing::warn!(
-                    "the settings want plugin '{wanted}' for '.{extension}', and there is none"
+                    "the settings want plugin '{wanted}' for '.{extension}', and none of that name serves it"
                 );
             }
         }

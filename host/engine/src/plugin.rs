@@ -206,6 +206,8 @@ pub enum Borders {
 pub struct SourceRequest {
     pub archive_name: String,
     pub archive_extension: String,
+    /// what streams may be called: the extension and its parts, with dots
+    pub suffixes: Vec<String>,
     pub options: Vec<OptionValue>,
     pub borders: Borders,
     pub entries_max: u64,
@@ -215,6 +217,14 @@ pub struct SourceRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceSummary {
     pub entries: u64,
+}
+
+impl ArchiveType {
+    /// What streams of such archives may be called, with dots.
+    pub fn suffixes(&self) -> Vec<String> {
+        let names = std::iter::once(&self.extension).chain(&self.parts);
+        names.map(|name| format!(".{name}")).collect()
+    }
 }
 
 /// Makes archives.

@@ -66,6 +66,8 @@ pub(crate) trait Destination: Send {
 struct OpenStream {
     suffix: String,
     pieces: Sender<Piece>,
+    /// what its source said before
+    size: Option<u64>,
     /// its length so far
     position: u64,
     tail: Option<Tail>,
@@ -83,7 +85,8 @@ pub struct Reused {
 pub struct Sink {
     destination: Box<dyn Destination>,
     streams: Vec<OpenStream>,
-    catalog_depth: usize,
+    /// none before it is opened
+    catalog_depth: Option<usize>,
     report: Report,
     cancel: Cancel,
     counters: Arc<Counters>,
@@ -96,7 +99,7 @@ impl Sink {
         cancel: Cancel,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { destination, streams: Vec::new(), catalog_depth: 0, report, cancel, counters }
+        Self { destination, streams: Vec::new(), catalog_depth: None, report, cancel, counters }
     }
 
     /// Returns the stream's number.
@@ -116,12 +119,19 @@ impl Sink {
         if self.streams.iter().any(|open| open.suffix == suffix) {
             return Err(Failure::Invalid(format!("two streams are called {suffix:?}")));
         }
+        if let Chunking::Fixed(size) = chunking
+            && !size.is_power_of_two()
+        {
+            let text = format!("chunks of {size} bytes are not possible: it takes a power of two");
+            return Err(Failure::Invalid(text));
+        }
         let (pieces, queue) = bounded(QUEUE_PIECES);
         let guess = self.destination.open_stream(suffix, chunking, size, queue)?;
         Counters::add(&self.counters.total, size.or(guess).unwrap_or(0));
         self.streams.push(OpenStream {
             suffix: suffix.to_owned(),
             pieces,
+            size,
             position: 0,
             tail: None,
             balance: Balance::default(),
@@ -219,21 +229,45 @@ impl Sink {
         Ok(Some(Reused { at, position: stream.position }))
     }
 
+    /// Fails where what was written is not what was announced. To be asked when the source has come to its end.
+    pub fn check_end(&self) -> Result<(), Failure> {
+        if self.streams.is_empty() {
+            return Err(Failure::Invalid("the source opened no stream".into()));
+        }
+        for OpenStream { suffix, size, position, .. } in &self.streams {
+            if size.is_some_and(|size| size != *position) {
+                let size = size.unwrap_or_default();
+                let text = format!("stream '{suffix}' has {position} bytes and not {size}");
+                return Err(Failure::Invalid(text));
+            }
+        }
+        Ok(())
+    }
+
     pub fn catalog_open(&mut self) -> Result<(), Failure> {
+        self.catalog_depth = Some(0);
         self.destination.catalog_open()
+    }
+
+    fn in_catalog(&mut self) -> Result<&mut usize, Failure> {
+        self.catalog_depth
+            .as_mut()
+            .ok_or(Failure::Invalid("the catalog has not been opened".into()))
     }
 
     pub fn catalog_enter(&mut self, name: &[u8]) -> Result<(), Failure> {
         Counters::add(&self.counters.entries, 1);
-        self.catalog_depth += 1;
-        if self.catalog_depth > CATALOG_DEPTH_MAX {
+        let depth = self.in_catalog()?;
+        *depth += 1;
+        if *depth > CATALOG_DEPTH_MAX {
             return Err(Failure::Invalid(format!("more than {CATALOG_DEPTH_MAX} levels")));
         }
         self.destination.catalog_enter(name)
     }
 
     pub fn catalog_leave(&mut self) -> Result<(), Failure> {
-        self.catalog_depth = self.catalog_depth.saturating_sub(1);
+        let depth = self.in_catalog()?;
+        *depth = depth.saturating_sub(1);
         self.destination.catalog_leave()
     }
 
@@ -246,6 +280,7 @@ impl Sink {
         modified: Timestamp,
     ) -> Result<(), Failure> {
         Counters::add(&self.counters.entries, 1);
+        self.in_catalog()?;
         let kind = match kind {
             _ if hard_link => CatalogKind::HardLink,
             EntryKind::File => CatalogKind::File { size, modified: modified.seconds },

@@ -115,6 +115,9 @@ pub fn find_toolchain(unpacked: &Path, tell: &dyn Fn(&str)) -> Result<Toolchain>
             Err(problem) => tried.push(format!("  {}: {problem}", candidate.display())),
         }
     }
+    if env::var_os("GUEST_RUSTC").is_some() {
+        bail!("GUEST_RUSTC can't be used:\n{}", tried.join("\n"));
+    }
     let fetched = match env::var("KEEPWELL_GUEST_TOOLCHAIN").as_deref() {
         Ok("never") => Err(anyhow::anyhow!("KEEPWELL_GUEST_TOOLCHAIN=never forbids fetching one")),
         _ => toolchain::unpack_debian(unpacked, tell),

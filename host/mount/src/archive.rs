@@ -3,7 +3,9 @@
 use fuser::Errno;
 use keepwell_engine::EngineError;
 use keepwell_engine::browse;
-use keepwell_engine::plugin::{Archive, Content, Entry, Event, Extent, Failure, Node, Reader};
+use keepwell_engine::plugin::{
+    Archive, Content, Entry, EntryKind, Event, Extent, Failure, Node, Reader,
+};
 use keepwell_engine::restore::ContentSource;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,6 +122,12 @@ impl OpenArchive {
         links: Links,
     ) -> Self {
         Self { inner: Mutex::new((archive, reader)), content, links }
+    }
+
+    /// Whether it is one file, and no tree.
+    pub fn is_file(&self) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.0.root().is_ok_and(|root| root.metadata.kind == EntryKind::File)
     }
 
     pub(crate) fn links(&self, entry: &Entry) -> u32 {

@@ -116,6 +116,7 @@ impl Source for WasmSource {
         let state = store.data_mut();
         state.sink = Some(sink);
         state.rights = Some(self.0.plugin.rights());
+        state.suffixes = request.suffixes.clone();
         let granted = |error: wasmtime::Error| Failure::Other(error.to_string());
         let origin = match origin {
             Origin::Directory(directory) => {
@@ -144,6 +145,7 @@ impl Source for WasmSource {
                 let outcome = outcome.map_err(Failure::from);
                 let outcome = outcome.and_then(|summary| {
                     store.data().check_spliced()?;
+                    store.data_mut().sink()?.check_end()?;
                     Ok(summary)
                 });
                 outcome.map_err(|failure| store.data().blamed(failure))

@@ -277,14 +277,33 @@ pub(crate) fn entry(entry: reader::Entry, is_root: bool) -> Result<Entry, Failur
             Content::HardLink { node: link.node.into(), path: link.path }
         }
     };
-    let (node, metadata) = (entry.node.into(), entry.metadata.into());
+    let (node, metadata): (_, Metadata) = (entry.node.into(), entry.metadata.into());
+    let is_link = matches!(content, Content::HardLink { .. });
+    let lacks = match &metadata {
+        _ if is_link => None,
+        Metadata { kind: EntryKind::Symlink, link_target: None, .. } => Some("target"),
+        Metadata { kind: EntryKind::File, size: 1.., .. } if content == Content::None => {
+            Some("content")
+        }
+        _ => None,
+    };
+    if let Some(lacks) = lacks {
+        let name = keepwell_engine::report::shown_path(&entry.name);
+        return Err(Failure::Corrupt(format!("entry \"{name}\" lacks its {lacks}")));
+    }
     Ok(Entry { name: entry.name, node, metadata, content })
 }
 
 pub(crate) fn event(given: reader::Event) -> Result<Event, Failure> {
-    Ok(match given {
-        reader::Event::Enter(given) => Event::Enter(entry(given, false)?),
-        reader::Event::Leaf(given) => Event::Leaf(entry(given, false)?),
-        reader::Event::Leave => Event::Leave,
-    })
+    let (given, is_entered) = match given {
+        reader::Event::Enter(given) => (entry(given, false)?, true),
+        reader::Event::Leaf(given) => (entry(given, false)?, false),
+        reader::Event::Leave => return Ok(Event::Leave),
+    };
+    if is_entered != (given.metadata.kind == EntryKind::Directory) {
+        let name = keepwell_engine::report::shown_path(&given.name);
+        let what = if is_entered { "entered and no directory" } else { "a directory, not entered" };
+        return Err(Failure::Corrupt(format!("entry \"{name}\" is {what}")));
+    }
+    Ok(if is_entered { Event::Enter(given) } else { Event::Leaf(given) })
 }

@@ -127,8 +127,12 @@ impl PluginInfo {
             .chain(self.options.iter().map(|option| &option.help))
             .chain(self.options.iter().flat_map(|option| &option.choices));
         for text in texts.chain([&self.summary, &self.version]) {
-            if text.chars().any(char::is_control) {
-                return Err(format!("{text:?} is not one line of text"));
+            check_text(text)?;
+        }
+        self.capabilities.iter().try_for_each(check_capability)?;
+        for (number, option) in self.options.iter().enumerate() {
+            if self.options.iter().take(number).any(|known| known.name == option.name) {
+                return Err(format!("option '{}' is declared twice", option.name));
             }
         }
         let has_default =
@@ -151,6 +155,33 @@ impl PluginInfo {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// It ends up in terminals, where people decide by it.
+fn check_text(text: &str) -> Result<(), String> {
+    // What has no width, or turns the direction of writing, makes a text look like another.
+    let is_hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    match text.chars().any(|c| c.is_control() || is_hidden(c)) {
+        true => Err(format!("{text:?} is not one line of text")),
+        false => Ok(()),
+    }
+}
+
+/// Whether there can be such a thing.
+fn check_capability(asked: &Capability) -> Result<(), String> {
+    let (text, is_right) = match asked {
+        Capability::Clock | Capability::Random | Capability::Scratch(1..) => return Ok(()),
+        Capability::Scratch(_) => return Err("it asks for no space for temporary files".into()),
+        Capability::Read(path) => (path, rights::is_plain(Path::new(path))),
+        Capability::Run(program) => (program, !program.is_empty()),
+        Capability::Environment(name) => (name, !name.is_empty() && !name.contains('=')),
+        Capability::Http(place) => (place, web_place(place).is_some()),
+    };
+    check_text(text)?;
+    match is_right || text == rights::ANY {
+        true => Ok(()),
+        false => Err(format!("it asks for something that there is not: {asked}")),
     }
 }
 
@@ -353,7 +384,14 @@ impl Plugin {
         let component = match cached {
             Some(component) => component,
             None => {
-                let compiled = Component::new(engine, self.bytes()?);
+                let bytes = self.bytes()?;
+                if bytes.starts_with(b"\0asm\x01\0\0\0") {
+                    let problem = "it is a module: `keepwell plugin build`, or `wasm-tools component new`, \
+                                   makes a component of one";
+                    let name = self.inner.name.clone();
+                    return Err(LoadError::Component { name, problem: problem.into() });
+                }
+                let compiled = Component::new(engine, bytes);
                 let component = compiled.map_err(|error| self.unusable(&error))?;
                 if let Some(cache) = cache {
                     cache.store(engine, &self.inner.hash, &component);

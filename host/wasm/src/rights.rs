@@ -20,7 +20,7 @@ pub struct Rights {
 }
 
 /// In what is asked for: whatever is granted.
-const ANY: &str = "*";
+pub(crate) const ANY: &str = "*";
 
 impl Rights {
     /// What is in both.
@@ -89,7 +89,7 @@ impl Rights {
 }
 
 /// Absolute, and without "..".
-fn is_plain(path: &Path) -> bool {
+pub(crate) fn is_plain(path: &Path) -> bool {
     path.is_absolute()
         && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }

@@ -56,6 +56,8 @@ pub(crate) struct State {
     report: Option<Report>,
     /// of a source while it writes; nothing else has any
     pub(crate) rights: Option<Rights>,
+    /// what its streams may be called
+    pub(crate) suffixes: Vec<String>,
     /// what was spliced from pipes
     pub(crate) spliced: Vec<Arc<Unfinished>>,
     /// answers of web servers that it holds
@@ -184,7 +186,7 @@ impl State {
     /// Something that the plugin may not do is told once, with what would allow it.
     pub(crate) fn refused(&mut self, what: &str, key: &str, value: &str) -> Failure {
         let plugin = &self.plugin;
-        let text = format!("plugin '{plugin}' may not have {what}");
+        let text = format!("plugin '{plugin}' is refused {what}");
         if self.rights.is_none() {
             return Failure::Denied(format!("{text}: only sources may, while they write"));
         }
@@ -341,6 +343,7 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         sink: None,
         report,
         rights: None,
+        suffixes: Vec::new(),
         spliced: Vec::new(),
         responses: 0,
         web: runtime.web(),

@@ -125,3 +125,99 @@ fn choices_are_of_texts_and_the_default_is_one() {
     assert!(changed(&|option| option.kind = OptionKind::Size).is_err());
     assert!(changed(&|option| option.choices.push("a\nb".into())).is_err());
 }
+
+/// What ends up in terminals, where people decide by it, is what it seems to be.
+#[test]
+fn descriptions_are_checked() {
+    let info = |change: &dyn Fn(&mut PluginInfo)| {
+        let mut info = convert::info("a".into(), "1".into(), "b".into(), Vec::new(), Vec::new());
+        change(&mut info);
+        info.check()
+    };
+    info(&|_| {}).unwrap();
+    let asks = |capability: Capability| info(&|info| info.capabilities = vec![capability.clone()]);
+    use Capability::{Environment, Http, Read, Run, Scratch};
+    for right in [
+        Read("*".into()),
+        Read("/etc".into()),
+        Run("pg_dump".into()),
+        Environment("LANG".into()),
+        Http("[::1]:80".into()),
+        Http("*".into()),
+        Scratch(u64::MAX),
+    ] {
+        asks(right).unwrap();
+    }
+    for wrong in [
+        Environment("LANG\ngranted:  nothing".into()),
+        Environment("A=B".into()),
+        Run("a\u{202e}b".into()),
+        Run("\u{1b}[8m".into()),
+        Run(String::new()),
+        Read("relative/../x".into()),
+        Http("http://x/".into()),
+        Scratch(0),
+    ] {
+        assert!(asks(wrong.clone()).is_err(), "{wrong:?}");
+    }
+    let option = |name: &str| OptionSpec {
+        name: name.into(),
+        kind: OptionKind::Text,
+        help: "help".into(),
+        repeatable: false,
+        defaults: Vec::new(),
+        minimum: None,
+        choices: Vec::new(),
+    };
+    info(&|info| info.options = vec![option("a"), option("b")]).unwrap();
+    assert!(info(&|info| info.options = vec![option("a"), option("a")]).is_err());
+    assert!(info(&|info| info.summary = "a\u{200b}".into()).is_err());
+}
+
+/// What a reader says of an entry has to be possible.
+#[test]
+fn entries_are_checked() {
+    use crate::bindings::archive::exports::keepwell::archive::reader as given;
+    use crate::bindings::archive::keepwell::types::types as wit;
+    let file = || given::Entry {
+        name: b"a".to_vec(),
+        node: given::Node { at: 1, end: 2 },
+        metadata: wit::Metadata {
+            kind: wit::EntryKind::File,
+            mode: 0o644,
+            owner: 0,
+            group: 0,
+            modified: wit::Timestamp { seconds: 0, nanoseconds: 0 },
+            size: 0,
+            inode_flags: 0,
+            fat_attributes: 0,
+            project: None,
+            device: None,
+            link_target: None,
+            extended: Vec::new(),
+        },
+        content: given::Content::None,
+    };
+    let changed = |change: &dyn Fn(&mut given::Entry)| {
+        let mut entry = file();
+        change(&mut entry);
+        convert::event(given::Event::Leaf(entry))
+    };
+    changed(&|_| {}).unwrap();
+    changed(&|entry| {
+        entry.metadata.kind = wit::EntryKind::Symlink;
+        entry.metadata.link_target = Some(b"b".to_vec());
+    })
+    .unwrap();
+    for (what, change) in [
+        ("content", (|entry| entry.metadata.size = 1) as fn(&mut given::Entry)),
+        ("target", |entry| entry.metadata.kind = wit::EntryKind::Symlink),
+        ("directory", |entry| entry.metadata.kind = wit::EntryKind::Directory),
+        ("name", |entry| entry.name = b"..".to_vec()),
+    ] {
+        let refused = changed(&change).unwrap_err().to_string();
+        assert!(refused.contains(what), "{what}: {refused}");
+    }
+    let entered = convert::event(given::Event::Enter(file()));
+    assert!(entered.unwrap_err().to_string().contains("entered and no directory"));
+}

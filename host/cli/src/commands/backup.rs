@@ -454,6 +454,7 @@ fn back_up(
         let request = SourceRequest {
             archive_name: spec.label.to_string(),
             archive_extension: spec.archive_type.extension.clone(),
+            suffixes: spec.archive_type.suffixes(),
             options: spec.options.clone(),
             borders: plan.borders.clone(),
             entries_max: plan.entries_max,

@@ -183,7 +183,10 @@ fn root_of(plugins: &Plugins, opened: Opened, given: &str) -> Result<Root> {
     let files = ArchiveFiles::find(&plugins.types(), &opened.manifest, given)?;
     let (plugin, is_directory) = reader_of(plugins, &files.extension)?;
     let name = files.name.clone();
-    let opener = opener(plugin, Arc::new(opened), files)?;
+    let first = open_archive(&plugin, &opened, &files, CACHE_BYTES)?;
+    // A source may make one file of a directory.
+    let is_directory = is_directory && !first.is_file();
+    let opener = opener(first, plugin, Arc::new(opened), files);
     Ok(match is_directory {
         true => Root::Archive(opener),
         false => Root::Directory(Arc::new(OneFile { name, opener: Arc::new(opener) })),
@@ -198,10 +201,10 @@ fn reader_of(plugins: &Plugins, extension: &str) -> Result<(Plugin, bool)> {
     Ok((loaded.plugin.clone(), loaded.makes_directories(extension)))
 }
 
-/// Opens the archive now, to find out whether that can be done, and again whenever it was closed.
-fn opener(plugin: Plugin, opened: Arc<Opened>, files: ArchiveFiles) -> Result<Opener> {
-    let first = Mutex::new(Some(open_archive(&plugin, &opened, &files, CACHE_BYTES)?));
-    Ok(Box::new(move || {
+/// Gives the archive that is open already, and opens it again whenever it was closed.
+fn opener(first: OpenArchive, plugin: Plugin, opened: Arc<Opened>, files: ArchiveFiles) -> Opener {
+    let first = Mutex::new(Some(first));
+    Box::new(move || {
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(open) => Ok(open),
@@ -209,7 +212,7 @@ fn opener(plugin: Plugin, opened: Arc<Opened>, files: ArchiveFiles) -> Result<Op
                 open_archive(&plugin, &opened, &files, CACHE_BYTES).map_err(|error| problem(&error))
             }
         }
-    }))
+    })
 }
 
 fn problem(error: &anyhow::Error) -> Problem {

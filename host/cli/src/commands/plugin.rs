@@ -112,7 +112,7 @@ pub(crate) fn command(plugins: &Plugins) -> Command {
 pub(crate) fn run(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("new", matches)) => new::new(&plugins, matches),
-        Some(("build", matches)) => build::build(matches),
+        Some(("build", matches)) => build::build(&plugins, matches),
         Some(("list", matches)) => list(&plugins, matches),
         Some(("inspect", matches)) => inspect(&plugins, matches).map(|_| ()),
         Some(("test", matches)) => test(&plugins, matches),
@@ -288,7 +288,9 @@ fn test(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let Some(file) = matches.get_one::<PathBuf>("file") else { bail!("missing argument") };
     let loaded = plugins.load_file(file)?;
     plugins.allow(&loaded);
-    let findings = conformance::test(&loaded)?;
+    // As it would be with this one installed.
+    let installed = Plugins::load()?.with_first(plugins.load_file(file)?)?;
+    let findings = conformance::test(&loaded, args::clash(&args::command(&installed)))?;
     let mut lines = Vec::new();
     let mut data = Vec::new();
     for conformance::Finding { check, problem } in &findings {

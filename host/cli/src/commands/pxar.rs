@@ -169,6 +169,7 @@ fn create(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let request = SourceRequest {
         archive_name: "archive".into(),
         archive_extension: archive_type.extension.clone(),
+        suffixes: archive_type.suffixes(),
         options,
         borders: if cross { Borders::CrossAll } else { Borders::Stay },
         entries_max: matches.get_one("entries-max").copied().unwrap_or(1 << 20),

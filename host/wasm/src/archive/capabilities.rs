@@ -4,6 +4,7 @@ use super::host::{READ_BYTES_MAX, answer};
 use super::process::Process;
 use crate::bindings::archive::keepwell::archive::{commands, paths, scratch, surroundings};
 use crate::bindings::archive::keepwell::types::types as wit;
+use crate::rights::is_plain;
 use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State, Unfinished, now};
 use keepwell_engine::input::{Directory, InputFile, open_beneath};
 use keepwell_engine::plugin::{EntryKind, Failure};
@@ -33,8 +34,11 @@ impl State {
     /// What a path names, if it may be read. Symbolic links lead nowhere else.
     fn open_granted(&mut self, path: &Path) -> Result<OwnedFd, Failure> {
         let shown = shown_path(path.as_os_str().as_bytes());
+        if !is_plain(path) {
+            return Err(Failure::Invalid(format!("'{shown}' is no absolute path without '..'")));
+        }
         let Some((root, rest)) = self.rights().path(path) else {
-            return Err(self.refused(&format!("to read '{shown}'"), "read", &shown));
+            return Err(self.refused(&format!("reading '{shown}'"), "read", &shown));
         };
         open_beneath(root, rest).map_err(|error| io(&shown, &error))
     }
@@ -69,7 +73,7 @@ impl State {
         input: Vec<u8>,
     ) -> wasmtime::Result<Result<Process, Failure>> {
         if !self.rights().run.iter().any(|granted| granted == program) {
-            return Ok(Err(self.refused(&format!("to run '{program}'"), "run", program)));
+            return Ok(Err(self.refused(&format!("running '{program}'"), "run", program)));
         }
         if arguments.len() > ARGUMENTS_MAX {
             return Ok(Err(Failure::Invalid("too many arguments".into())));

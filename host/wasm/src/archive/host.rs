@@ -275,6 +275,11 @@ impl archive_sink::Host for State {
             archive_sink::Chunking::Fixed(size) => Chunking::Fixed(size),
             archive_sink::Chunking::SingleBlob => Chunking::SingleBlob,
         };
+        if !self.suffixes.contains(&suffix) {
+            let (given, known) = (plain(&suffix), self.suffixes.join(", "));
+            let text = format!("a stream '{given}', where there are {known}: see archive-type");
+            return answer(Err(Failure::Invalid(text)));
+        }
         match self.sink().and_then(|sink| sink.open_stream(&suffix, chunking, size)) {
             Ok(stream) => Ok(Ok(self.push(StreamHandle(stream))?)),
             Err(failure) => answer(Err(failure)),

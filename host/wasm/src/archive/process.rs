@@ -3,9 +3,11 @@
 use crate::state::Unfinished;
 use keepwell_engine::input::InputFile;
 use keepwell_engine::plugin::Failure;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -52,6 +54,8 @@ impl Process {
         command.envs(names.filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // With all that it starts, it is ended by us.
+        command.process_group(0);
         let mut child = command.spawn()?;
         let (stdin, output, errors) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -115,7 +119,10 @@ impl Process {
 
     pub(crate) fn kill(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
-        let _ = self.child.kill();
+        // Its number is its own as long as it was not waited for.
+        if self.ended.is_none() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 }

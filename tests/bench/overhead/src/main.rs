@@ -99,6 +99,7 @@ fn archive(source: &Plugin, tree: &Path) -> Result<Vec<u8>> {
     let request = SourceRequest {
         archive_name: "bench".into(),
         archive_extension: "pxar".into(),
+        suffixes: vec![".pxar".into()],
         options: Vec::new(),
         borders: Borders::Stay,
         entries_max: u64::MAX,

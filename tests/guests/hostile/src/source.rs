@@ -22,7 +22,7 @@ impl Plugin for Hostile {
                 extension: "hostile".into(),
                 origin: OriginKind::Directory,
                 noun: "tree".into(),
-                parts: Vec::new(),
+                parts: (0..5).map(|number| format!("s{number}")).collect(),
             }],
         }
     }
@@ -81,10 +81,10 @@ fn run(directory: &Directory, mode: &str) -> Result<(), Failure> {
         }
         "large-write" => stream.write(&vec![0; 20 << 20])?,
         "chunks" => {
-            open_stream(".img", Chunking::Fixed(3), None)?;
+            open_stream(".s0", Chunking::Fixed(3), None)?;
         }
         "short" => {
-            let other = open_stream(".other", Chunking::ContentDefined, Some(10))?;
+            let other = open_stream(".s0", Chunking::ContentDefined, Some(10))?;
             other.write(b"twenty bytes are here")?;
         }
         "splice" => stream.splice(&file(directory)?, u64::MAX, u64::MAX)?,

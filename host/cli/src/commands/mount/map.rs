@@ -1,7 +1,9 @@
 //! `map` and `unmap`: an image as a block device, a loop device over a file that FUSE serves. Names,
 //! places and messages are the reference's (cli.md, map), so that either takes back what the other mapped.
 
-use super::{background, end_on_signal, log, mounted, opener, options, reader_of};
+use super::{
+    CACHE_BYTES, background, end_on_signal, log, mounted, open_archive, opener, options, reader_of,
+};
 use crate::args::{is_set, namespace_of};
 use crate::commands::opened::{ArchiveFiles, Opened};
 use crate::commands::restore::snapshot_or_group;
@@ -161,7 +163,8 @@ pub(crate) fn map(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             "{archive} has {size} bytes: a device ends with the last whole {SECTOR_BYTES} of them"
         );
     }
-    let opener = opener(plugin, Arc::new(opened), files)?;
+    let first = open_archive(&plugin, &opened, &files, CACHE_BYTES)?;
+    let opener = opener(first, plugin, Arc::new(opened), files);
 
     let namespace = namespace_of(matches);
     let place = if namespace.is_root() { String::new() } else { format!("{namespace}/") };

@@ -1,11 +1,14 @@
 //! `plugin build`: makes the component of a plugin that is written in Rust.
 
 use crate::files::{Existing, write};
+use crate::plugins::Plugins;
 use crate::terminal::cache_dir;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ArgMatches;
 use keepwell_guest_build::{Job, Package, cargo, find_toolchain};
 use serde_json::Value;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// What cargo says of a plugin's crate.
@@ -51,13 +54,31 @@ impl Crate {
     }
 }
 
-pub(super) fn build(matches: &ArgMatches) -> Result<()> {
+/// Fails where something else than a component would be lost.
+fn check_output(file: &Path) -> Result<()> {
+    let shown = file.display();
+    match file.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("unable to write '{shown}'")),
+        Ok(metadata) if !metadata.is_file() => bail!("'{shown}' is no file: choose another name"),
+        Ok(_) => {}
+    }
+    let mut start = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(4).read_to_end(&mut start));
+    read.with_context(|| format!("unable to look into '{shown}'"))?;
+    match start.is_empty() || start == b"\0asm" {
+        true => Ok(()),
+        false => bail!("'{shown}' is there and no component: choose another name"),
+    }
+}
+
+pub(super) fn build(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let dir = matches.get_one::<PathBuf>("directory").map_or(Path::new("."), PathBuf::as_path);
+    let given = matches.get_one::<PathBuf>("output");
+    given.map_or(Ok(()), |file| check_output(file))?;
     let found = Crate::read(dir)?;
-    let file = match matches.get_one::<PathBuf>("output") {
-        Some(file) => file.clone(),
-        None => dir.join(format!("{}.wasm", found.name)),
-    };
+    let file = given.cloned().unwrap_or_else(|| dir.join(format!("{}.wasm", found.name)));
+    check_output(&file)?;
     let unpacked = cache_dir().unwrap_or_else(|| found.target.clone()).join("guest-toolchain");
     let toolchain = find_toolchain(&unpacked, &|line| tracing::info!("{line}"))?;
     let components = toolchain.build(&Job {
@@ -71,6 +92,8 @@ pub(super) fn build(matches: &ArgMatches) -> Result<()> {
     let component = components.first().context("cargo made nothing")?;
     write(&file, component, 0o644, Existing::Replace)
         .with_context(|| format!("unable to write '{}'", file.display()))?;
-    tracing::info!("built '{}': {} bytes", file.display(), component.len());
+    let loaded = plugins.load_file(&file).context("it was built, and can't be used")?;
+    let (name, length) = (&loaded.info.name, component.len());
+    tracing::info!("built plugin '{name}' as '{}': {length} bytes", file.display());
     Ok(())
 }

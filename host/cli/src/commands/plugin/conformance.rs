@@ -5,7 +5,7 @@
 
 use crate::args::option_values;
 use crate::plugins::Loaded;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ArgMatches;
 use keepwell_engine::archive::RandomAccess;
 use keepwell_engine::browse::ContentReader;
@@ -33,12 +33,13 @@ pub(super) struct Finding {
 }
 
 /// Tries all that a plugin offers.
-pub(super) fn test(loaded: &Loaded) -> Result<Vec<Finding>> {
+/// `clash` is an option of it that a command has itself.
+pub(super) fn test(loaded: &Loaded, clash: Option<(String, String)>) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut note = |check: String, outcome: Result<()>| {
         findings.push(Finding { check, problem: outcome.err().map(|error| format!("{error:#}")) });
     };
-    note("it describes itself the same each time".into(), describes_itself(loaded));
+    note("it describes itself the same each time".into(), describes_itself(loaded, clash));
     let info = &loaded.info;
     if info.is_retention {
         for (name, options) in choices(&info.options) {
@@ -70,9 +71,12 @@ pub(super) fn test(loaded: &Loaded) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn describes_itself(loaded: &Loaded) -> Result<()> {
+fn describes_itself(loaded: &Loaded, clash: Option<(String, String)>) -> Result<()> {
     if loaded.plugin.describe()? != loaded.info {
         bail!("its description changes");
+    }
+    if let Some((verb, option)) = clash {
+        bail!("it declares --{option}, which `{verb}` has itself");
     }
     match loaded.info.options.iter().find(|option| option.help.trim().is_empty()) {
         Some(option) => bail!("option '{}' has no help", option.name),
@@ -128,9 +132,9 @@ fn policy(loaded: &Loaded, options: &[OptionValue]) -> Result<()> {
     };
     for count in [0, 1, 200] {
         let snapshots: Vec<PolicySnapshot> = (0..count).map(snapshot).collect();
-        let decide = || -> Result<Option<Vec<Decision>>> {
+        let decide = || -> Result<Vec<Decision>> {
             let mut policy = loaded.plugin.retention()?;
-            no_trap(policy.decide(NOW, snapshots.clone(), options.to_vec()))
+            Ok(policy.decide(NOW, snapshots.clone(), options.to_vec())?)
         };
         if decide()? != decide()? {
             bail!("of the same {count} snapshots it does not always keep the same");
@@ -173,15 +177,12 @@ fn formatter(loaded: &Loaded, format: &str) -> Result<()> {
                 unicode: !plain,
                 terminal_width: (!plain).then_some(20),
             };
-            let render = || -> Result<Option<Vec<u8>>> {
+            let render = || -> Result<Vec<u8>> {
                 let mut formatter = loaded.plugin.formatter()?;
                 let defaults = defaults(&loaded.options)?;
-                no_trap(formatter.render(&document, &environment, defaults))
+                Ok(formatter.render(&document, &environment, defaults)?)
             };
-            let rendered = render()?;
-            if rendered.is_none() {
-                bail!("it refuses a document: {data}");
-            }
+            let rendered = render().with_context(|| format!("document {data}"))?;
             if rendered != render()? {
                 bail!("it does not always print the same");
             }
@@ -278,6 +279,7 @@ fn source(loaded: &Loaded, kind: &ArchiveType, work: &Path) -> Result<Option<Mad
         let request = SourceRequest {
             archive_name: "test".into(),
             archive_extension: kind.extension.clone(),
+            suffixes: kind.suffixes(),
             options: defaults(&loaded.options)?,
             borders: Borders::Stay,
             entries_max: 1 << 20,

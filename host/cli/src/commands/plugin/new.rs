@@ -7,6 +7,7 @@ use clap::ArgMatches;
 use clap::builder::PossibleValue;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Files of this repository that a project takes with it, under the same names.
 macro_rules! shared {
@@ -130,7 +131,18 @@ fn check(name: &str, plugins: &Plugins) -> Result<()> {
     }
     // Cargo and Rust have them for themselves; archives and formats are called like their plugin at first, and must not
     // take the place of what is built in.
-    let of_cargo = ["test", "core", "std", "alloc", "proc-macro", "help", "version"];
+    let of_cargo = [
+        "test",
+        "core",
+        "std",
+        "alloc",
+        "proc-macro",
+        "help",
+        "version",
+        "serde",
+        "serde-json",
+        "keepwell-sdk",
+    ];
     let is_built_in = plugins.iter().filter(|loaded| loaded.file.is_none()).any(|loaded| {
         let types = loaded.info.archive_types.iter();
         let extensions = types.flat_map(|kind| kind.parts.iter().chain([&kind.extension]));
@@ -165,6 +177,7 @@ fn files(kind: Kind, name: &str) -> Vec<(&'static str, String)> {
         ("Cargo.toml", fill(MANIFEST)),
         ("README.md", fill(README)),
         (".gitignore", "/target\n*.wasm\n".to_owned()),
+        ("rustfmt.toml", "use_small_heuristics = \"Max\"\n".to_owned()),
         ("src/lib.rs", fill(kind.code())),
         ("tests/component.rs", include_str!("new/templates/component.rs").to_owned()),
     ]);
@@ -193,6 +206,10 @@ pub(super) fn new(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
             .and_then(|()| fs::write(&path, text))
             .with_context(|| format!("unable to write '{}'", path.display()))?;
     }
+    // How lines break depends on the name. Without rustfmt they stay as they are.
+    let mut format = Command::new("rustfmt");
+    format.args(["--edition", "2024", "src/lib.rs"]).current_dir(unfinished.path());
+    let _ = format.stdout(Stdio::null()).stderr(Stdio::null()).status();
     fs::set_permissions(unfinished.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     fs::rename(unfinished.path(), dir).with_context(|| format!("unable to make '{name}'"))?;
     // It is not there any more.
@@ -233,7 +250,10 @@ mod tests {
             for (path, text) in files(*kind, "keep-odd-2").into_iter().skip(SHARED.len()) {
                 let is_open = ["{name}", "{Type}", "{usage}"].iter().any(|gap| text.contains(gap));
                 assert!(!is_open, "{path}");
-                assert!(path != "src/lib.rs" || text.contains("pub struct KeepOdd2;"), "{text}");
+                assert!(
+                    path != "src/lib.rs" || text.contains("pub struct KeepOdd2Plugin;"),
+                    "{text}"
+                );
             }
         }
     }

@@ -6,7 +6,7 @@ use keepwell_sdk::{Failure, OptionKind, OptionSpec};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub struct {Type};
+pub struct {Type}Plugin;
 
 /// What is given on the command line.
 #[derive(Deserialize)]
@@ -15,7 +15,7 @@ pub struct Options {
     key_separator: String,
 }
 
-impl Plugin for {Type} {
+impl Plugin for {Type}Plugin {
     fn describe() -> Info {
         let separator = option("key-separator", OptionKind::Text, "What stands behind a key");
         Info {
@@ -30,7 +30,7 @@ impl Plugin for {Type} {
     }
 }
 
-impl Formatter for {Type} {
+impl Formatter for {Type}Plugin {
     type Options = Options;
 
     fn render(
@@ -61,7 +61,7 @@ fn line(item: &Value, options: &Options, out: &mut String) {
     out.push('\n');
 }
 
-keepwell_sdk::export_output_formatter!({Type});
+keepwell_sdk::export_output_formatter!({Type}Plugin);
 
 #[cfg(test)]
 mod tests {

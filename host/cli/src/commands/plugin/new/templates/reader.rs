@@ -5,17 +5,17 @@
 
 use keepwell_sdk::archive::{
     Archive, ArchiveType, Bytes, Children, Chunking, Content, Entry, Event, Extent, Info, Node,
-    Omission, Origin, OriginKind, Plugin, Reader, Request, Source, Summary, Walk, open_stream,
-    skipped,
+    Omission, Origin, OriginKind, Plugin, Reader, Request, Source, Summary, Walk, catalog_add,
+    catalog_open, open_stream, skipped,
 };
 use keepwell_sdk::options::NoOptions;
 use keepwell_sdk::{EntryKind, Failure, Metadata, empty_metadata};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-pub struct {Type};
+pub struct {Type}Plugin;
 
-impl Plugin for {Type} {
+impl Plugin for {Type}Plugin {
     fn describe() -> Info {
         Info {
             name: "{name}".into(),
@@ -41,7 +41,7 @@ fn head(size: u64, name: &[u8]) -> Vec<u8> {
 /// Longer than any line.
 const HEAD_BYTES_MAX: u32 = 8192;
 
-impl Source for {Type} {
+impl Source for {Type}Plugin {
     type Options = NoOptions;
 
     fn write_archive(origin: Origin, request: Request, _: NoOptions) -> Result<Summary, Failure> {
@@ -50,6 +50,8 @@ impl Source for {Type} {
         };
         let suffix = format!(".{}", request.archive_extension);
         let stream = open_stream(&suffix, Chunking::ContentDefined, None)?;
+        // For `find`, which looks there and not into archives.
+        catalog_open();
         let mut entries = 0;
         loop {
             let mut children = directory.read(256)?;
@@ -72,7 +74,8 @@ impl Source for {Type} {
                     Err(other) => return Err(other),
                 };
                 let Some(file) = opened.handle else { continue };
-                let size = opened.examined.metadata.size;
+                let Metadata { size, modified, .. } = opened.examined.metadata;
+                catalog_add(&child.name, EntryKind::File, false, size, modified);
                 stream.write(&head(size, &child.name))?;
                 stream.splice(&file, 0, size)?;
                 entries += 1;
@@ -135,7 +138,7 @@ impl Found {
     }
 }
 
-impl Reader for {Type} {
+impl Reader for {Type}Plugin {
     type Archive = Flat;
 }
 
@@ -212,7 +215,7 @@ impl Walk for FlatWalk {
     }
 }
 
-keepwell_sdk::export_archive_plugin!({Type});
+keepwell_sdk::export_archive_plugin!({Type}Plugin);
 
 #[cfg(test)]
 mod tests {

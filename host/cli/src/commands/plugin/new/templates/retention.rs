@@ -5,7 +5,7 @@ use keepwell_sdk::retention::{Decision, Info, Plugin, Policy, Snapshot, Verdict}
 use keepwell_sdk::{Failure, OptionKind, OptionSpec};
 use serde::Deserialize;
 
-pub struct {Type};
+pub struct {Type}Plugin;
 
 /// What is given on the command line.
 #[derive(Deserialize)]
@@ -13,7 +13,7 @@ pub struct Options {
     newest: usize,
 }
 
-impl Plugin for {Type} {
+impl Plugin for {Type}Plugin {
     fn describe() -> Info {
         let newest = option("newest", OptionKind::Integer, "How many snapshots to keep");
         Info {
@@ -26,7 +26,7 @@ impl Plugin for {Type} {
     }
 }
 
-impl Policy for {Type} {
+impl Policy for {Type}Plugin {
     type Options = Options;
 
     fn decide(
@@ -43,7 +43,7 @@ impl Policy for {Type} {
     }
 }
 
-keepwell_sdk::export_retention_policy!({Type});
+keepwell_sdk::export_retention_policy!({Type}Plugin);
 
 #[cfg(test)]
 mod tests {
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn the_newest_are_kept() {
         let snapshots = [30, 20, 10].map(snapshot_at).to_vec();
-        let decisions = {Type}::decide(40, snapshots, Options { newest: 2 }).unwrap();
+        let decisions = {Type}Plugin::decide(40, snapshots, Options { newest: 2 }).unwrap();
         let kept: Vec<bool> = decisions.iter().map(|d| d.verdict == Verdict::Keep).collect();
         assert_eq!(kept, [true, true, false]);
     }

@@ -11,7 +11,7 @@ use keepwell_sdk::single::SingleFile;
 use keepwell_sdk::{EntryKind, Failure, OptionKind, OptionSpec};
 use serde::Deserialize;
 
-pub struct {Type};
+pub struct {Type}Plugin;
 
 /// What is given on the command line.
 #[derive(Deserialize)]
@@ -21,7 +21,7 @@ pub struct Options {
     only_suffix: Option<Bytes>,
 }
 
-impl Plugin for {Type} {
+impl Plugin for {Type}Plugin {
     fn describe() -> Info {
         let help = "Take only files whose names end so, such as '.log'";
         let suffix: OptionSpec = option("only-suffix", OptionKind::Text, help);
@@ -51,7 +51,7 @@ fn is_wanted(name: &[u8], options: &Options) -> bool {
     options.only_suffix.as_ref().is_none_or(|suffix| name.ends_with(&suffix.0))
 }
 
-impl Source for {Type} {
+impl Source for {Type}Plugin {
     type Options = Options;
 
     fn write_archive(
@@ -99,11 +99,11 @@ impl Source for {Type} {
 }
 
 /// The archive is one file for restore.
-impl Reader for {Type} {
+impl Reader for {Type}Plugin {
     type Archive = SingleFile;
 }
 
-keepwell_sdk::export_archive_plugin!({Type});
+keepwell_sdk::export_archive_plugin!({Type}Plugin);
 
 #[cfg(test)]
 mod tests {
