@@ -180,10 +180,17 @@ pub(crate) fn plugin_options(options: &[(&str, &OptionSpec)]) -> Vec<Arg> {
 
 fn plugin_option(plugin: &str, spec: &OptionSpec) -> Arg {
     let heading = format!("Options of plugin '{plugin}'");
-    let help = match spec.defaults.is_empty() {
-        true => spec.help.clone(),
-        false => format!("{} [default: {}]", spec.help, spec.defaults.join(", ")),
-    };
+    let mut help = spec.help.clone();
+    // Every count is at least 1.
+    if let Some(minimum) = spec.minimum.filter(|minimum| *minimum > 1) {
+        help += &format!(" [at least {minimum}]");
+    }
+    if spec.repeatable {
+        help += " [several times]";
+    }
+    if !spec.defaults.is_empty() {
+        help += &format!(" [default: {}]", spec.defaults.join(", "));
+    }
     let arg = match spec.kind {
         OptionKind::Flag => return flag(spec.name.clone(), help).help_heading(heading),
         OptionKind::Integer => Arg::new(spec.name.clone()).value_name("N"),

@@ -118,8 +118,13 @@ impl PluginInfo {
             .chain(self.archive_types.iter().map(|archive_type| &archive_type.extension))
             .chain(&self.formats);
         for name in names {
-            if !legal(name) || name == "help" || name == "version" {
-                return Err(format!("{name:?} is no name: use lower-case letters, digits and '-'"));
+            if !legal(name) {
+                return Err(format!(
+                    "{name:?} is no name: use up to 64 lower-case letters, digits and '-'"
+                ));
+            }
+            if name == "help" || name == "version" {
+                return Err(format!("nothing can be called {name:?}: that is Keepwell's own"));
             }
         }
         let words = self.archive_types.iter().map(|archive_type| &archive_type.noun);

@@ -26,6 +26,9 @@ fn io(what: &str, error: &std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::NotFound => Failure::NotFound(text),
         std::io::ErrorKind::PermissionDenied => Failure::Denied(text),
+        std::io::ErrorKind::CrossesDevices => {
+            Failure::Denied(format!("{what}: a link leads out of what is granted"))
+        }
         _ => Failure::Io(text),
     }
 }
