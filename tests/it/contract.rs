@@ -60,6 +60,9 @@ fn all_that_were_released_keep_to_their_contract() {
 fn an_old_source_and_reader_of_trees_works() {
     let old = Old::new("plugin-pxar", "");
     let world = &old.0;
+    let installed = world.ok("plugin install --yes plugins/plugin-pxar.wasm");
+    installed.says("it takes the place of what is built in: plugin 'pxar', .pxar");
+    world.ok("plugin remove pxar");
     world.write("tree/a/large", noise(1, 3_000_000));
     world.write("tree/a/small", "content");
     world.write("tree/left.o", "x");

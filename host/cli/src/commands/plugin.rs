@@ -322,6 +322,10 @@ fn install(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let place = place(matches)?;
     let loaded = inspect(&plugins, matches)?;
     let (plugin, name) = (loaded.plugin.clone(), loaded.info.name.clone());
+    let displaced = displaced(&plugins, &loaded.info);
+    if !displaced.is_empty() {
+        tracing::warn!("it takes the place of what is built in: {}", displaced.join(", "));
+    }
     // Afterwards no command would run, or this one not be used.
     if let Some((verb, option)) = args::clash(&args::command(&plugins.with_first(loaded)?)) {
         bail!("'{name}' can't be used: it declares --{option}, which `{verb}` has itself");
@@ -332,6 +336,17 @@ fn install(plugins: Plugins, matches: &ArgMatches) -> Result<()> {
     let file = place.install(&name, plugin.bytes()?, plugin.sha256())?;
     tracing::info!("installed '{name}' as {}", file.display());
     Ok(())
+}
+
+/// What is built in and would not be used any more: plugins, types of archives, formats.
+fn displaced(plugins: &Plugins, info: &PluginInfo) -> Vec<String> {
+    let name = |info: &PluginInfo| std::iter::once(format!("plugin '{}'", info.name));
+    let offered: Vec<String> = name(info).chain(served(info)).collect();
+    let built_in = plugins.iter().filter(|loaded| loaded.file.is_none());
+    let mut all: Vec<String> =
+        built_in.flat_map(|loaded| name(&loaded.info).chain(served(&loaded.info))).collect();
+    all.retain(|known| offered.contains(known));
+    all
 }
 
 fn confirm(name: &str) -> Result<bool> {

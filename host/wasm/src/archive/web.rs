@@ -273,6 +273,7 @@ impl web::HostResponse for State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_url_names_one_host() {
@@ -315,6 +316,19 @@ mod tests {
             "http://a%2f/",
         ] {
             assert_eq!(parsed(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        /// What is parsed says the same when it is written again, so nobody reads another host in it.
+        #[test]
+        fn a_url_reads_as_it_is_written(text in r"(https?://)?[a-zA-Z0-9.:@/?#\\\[\]%_ -]{0,40}|\PC{0,30}") {
+            if let Some(url) = Url::parse(&text) {
+                let scheme = if url.is_https { "https" } else { "http" };
+                let again = format!("{scheme}://{}{}", url.place(), url.path);
+                prop_assert!(url.is_at(&web_place(&url.place()).unwrap()));
+                prop_assert_eq!(Url::parse(&again), Some(url));
+            }
         }
     }
 
