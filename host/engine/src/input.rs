@@ -410,7 +410,7 @@ pub fn open_beneath(root: &Path, path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 /// One component, so that nothing outside of the handle can be reached.
-fn check_name(name: &[u8]) -> Result<(), Failure> {
+pub fn check_name(name: &[u8]) -> Result<(), Failure> {
     let legal = !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/');
     if legal && !name.contains(&0) {
         return Ok(());

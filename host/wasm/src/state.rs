@@ -41,6 +41,10 @@ impl Unfinished {
         Arc::new(Self { what: what.to_owned(), has_succeeded: AtomicBool::new(false) })
     }
 
+    fn has_succeeded(&self) -> bool {
+        self.has_succeeded.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn succeed(&self) {
         self.has_succeeded.store(true, Ordering::Relaxed);
     }
@@ -141,10 +145,16 @@ impl State {
         self.rights.as_ref().unwrap_or(&NONE)
     }
 
+    /// Each once, and only as long as it is not known to be whole: a plugin may splice as often as it likes.
+    pub(crate) fn note_spliced(&mut self, source: Arc<Unfinished>) {
+        self.spliced.retain(|known| !known.has_succeeded() && !Arc::ptr_eq(known, &source));
+        self.spliced.push(source);
+    }
+
     /// Fails where something was spliced that may be half of what it should be.
     pub(crate) fn check_spliced(&self) -> Result<(), Failure> {
         let mut spliced = self.spliced.iter();
-        match spliced.find(|source| !source.has_succeeded.load(Ordering::Relaxed)) {
+        match spliced.find(|source| !source.has_succeeded()) {
             Some(source) => {
                 let what = &source.what;
                 let text =

@@ -6,13 +6,13 @@ use crate::bindings::archive::keepwell::archive::{commands, paths, scratch, surr
 use crate::bindings::archive::keepwell::types::types as wit;
 use crate::rights::is_plain;
 use crate::state::{DirectoryHandle, FileHandle, ProcessHandle, State, Unfinished, now};
-use keepwell_engine::input::{Directory, InputFile, open_beneath};
+use keepwell_engine::input::{Directory, InputFile, check_name, open_beneath};
 use keepwell_engine::plugin::{EntryKind, Failure};
 use keepwell_engine::report::shown_path;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wasmtime::component::Resource;
 
@@ -157,14 +157,8 @@ impl State {
 
     /// A name in the scratch space.
     fn scratch_name(&mut self, name: Vec<u8>) -> Result<PathBuf, Failure> {
-        let name = PathBuf::from(OsString::from_vec(name));
-        let mut parts = name.components();
-        match (parts.next(), parts.next()) {
-            (Some(Component::Normal(part)), None) if part == name.as_os_str() => {
-                Ok(self.scratch()?.0.join(name))
-            }
-            _ => Err(Failure::Invalid(format!("'{}' is no name", name.to_string_lossy()))),
-        }
+        check_name(&name)?;
+        Ok(self.scratch()?.0.join(OsString::from_vec(name)))
     }
 }
 

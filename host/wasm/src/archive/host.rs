@@ -229,7 +229,9 @@ impl archive_sink::HostStream for State {
         let stream = self.table.get(&this)?.0;
         let FileHandle(file, unfinished) = self.table.get(&source)?;
         let (file, unfinished) = (Arc::clone(file), unfinished.clone());
-        self.spliced.extend(unfinished);
+        if let Some(unfinished) = unfinished {
+            self.note_spliced(unfinished);
+        }
         answer(self.sink().and_then(|sink| sink.splice_to_end(stream, file)))
     }
 

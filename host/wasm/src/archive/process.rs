@@ -149,9 +149,10 @@ impl Rest {
 
     /// Reads on for a moment, or waits.
     pub(crate) fn drop_some(&self) {
-        let mut buffer = vec![0; 64 << 10];
         let read = match &self.0 {
-            Some(pipe) if matches!(pipe.wait_for(MOMENT), Ok(true)) => pipe.read_on(&mut buffer),
+            Some(pipe) if matches!(pipe.wait_for(MOMENT), Ok(true)) => {
+                pipe.read_on(&mut vec![0; 64 << 10])
+            }
             Some(_) => return,
             None => Ok(0),
         };

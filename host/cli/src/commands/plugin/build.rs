@@ -77,8 +77,14 @@ pub(super) fn build(plugins: &Plugins, matches: &ArgMatches) -> Result<()> {
     let given = matches.get_one::<PathBuf>("output");
     given.map_or(Ok(()), |file| check_output(file))?;
     let found = Crate::read(dir)?;
-    let file = given.cloned().unwrap_or_else(|| dir.join(format!("{}.wasm", found.name)));
-    check_output(&file)?;
+    let file = match given {
+        Some(file) => file.clone(),
+        None => {
+            let file = dir.join(format!("{}.wasm", found.name));
+            check_output(&file)?;
+            file
+        }
+    };
     let unpacked = cache_dir().unwrap_or_else(|| found.target.clone()).join("guest-toolchain");
     let toolchain = find_toolchain(&unpacked, &|line| tracing::info!("{line}"))?;
     let components = toolchain.build(&Job {

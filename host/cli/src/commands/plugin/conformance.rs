@@ -1,7 +1,7 @@
 //! `plugin test`: whether a component keeps to the contract, in each of its roles.
 //!
-//! It is given what hosts give: trees, archives whole and damaged, snapshots, documents. What a plugin refuses with
-//! a failure is right; a trap never is.
+//! It is given what hosts give: trees, archives whole and damaged, snapshots, documents. A damaged archive, or a file of
+//! another kind, it may refuse with a failure; snapshots and documents it may not, and a trap is never right.
 
 use crate::args::option_values;
 use crate::plugins::Loaded;
