@@ -449,6 +449,24 @@ fn web_servers_that_are_granted_are_asked() {
     assert!(got[0].starts_with("401 None "), "{got:?}");
 }
 
+#[test]
+fn answers_that_do_not_end_are_counted_when_they_are_dropped() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
+            held.push(stream);
+        }
+    });
+    let granted = Granted::new(2, &format!("plugins.prober.grants.http = ['{place}']\n"));
+    let (got, _) = granted.probe(&[&format!("hoard http://{place}/")]);
+    assert!(got[0].contains("more than 16 answers at a time"), "{got:?}");
+}
+
 /// Ctrl-C while a plugin waits for what does not come.
 #[test]
 fn what_a_plugin_waits_for_holds_nobody() {

@@ -17,6 +17,7 @@ use keepwell_engine::sink::Sink;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceTable};
@@ -66,6 +67,8 @@ pub(crate) struct State {
     pub(crate) spliced: Vec<Arc<Unfinished>>,
     /// answers of web servers that it holds
     pub(crate) responses: usize,
+    /// threads of bodies whose answers it dropped
+    pub(crate) pumping: Vec<JoinHandle<std::io::Result<()>>>,
     pub(crate) web: Option<Arc<dyn Web>>,
     pub(crate) cancel: Cancel,
     /// made when it is first asked for
@@ -356,6 +359,7 @@ pub(crate) fn store(plugin: &Plugin, report: Option<Report>, patience: Patience)
         suffixes: Vec::new(),
         spliced: Vec::new(),
         responses: 0,
+        pumping: Vec::new(),
         web: runtime.web(),
         cancel: match &patience {
             Patience::Until(cancel) => cancel.clone(),

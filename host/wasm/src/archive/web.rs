@@ -208,7 +208,8 @@ impl State {
         if request.body.len() > BODY_BYTES_MAX || request.headers.len() > HEADERS_MAX {
             return invalid("more than 1 MiB, or 100 headers, for");
         }
-        if self.responses >= RESPONSES_MAX {
+        self.pumping.retain(|left| !left.is_finished());
+        if self.responses + self.pumping.len() >= RESPONSES_MAX {
             return invalid("more than 16 answers at a time are not had");
         }
         let Some(web) = self.web.clone() else {
@@ -264,8 +265,12 @@ impl web::HostResponse for State {
     }
 
     fn drop(&mut self, this: Resource<ResponseHandle>) -> wasmtime::Result<()> {
-        self.table.delete(this)?;
+        let ResponseHandle(fetched) = self.table.delete(this)?;
         self.responses = self.responses.saturating_sub(1);
+        // It counts as long as it waits for a server.
+        if let Body::Taken(pumping) = fetched.body {
+            self.pumping.push(pumping);
+        }
         Ok(())
     }
 }

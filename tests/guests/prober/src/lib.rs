@@ -128,6 +128,19 @@ fn probe(what: &str, stream: &Stream) -> Result<Vec<u8>, Failure> {
             }
             length.to_string().into_bytes()
         }
+        // Takes bodies that do not end, and drops them.
+        "hoard" => {
+            let request = web::Request {
+                method: "GET".into(),
+                url: argument.into(),
+                headers: Vec::new(),
+                body: Vec::new(),
+            };
+            for _ in 0..100 {
+                web::Response::fetch(&request)?.body()?;
+            }
+            b"had all".to_vec()
+        }
         "note" => {
             scratch::write(b"note", argument.as_bytes())?;
             scratch::write(b"note", argument.as_bytes())?;
